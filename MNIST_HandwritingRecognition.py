@@ -30,6 +30,8 @@ import os
 import pickle
 import platform
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +40,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there a second run isn't kept out.
+    fcntl = None
 
 import matplotlib
 import numpy as np
@@ -78,6 +85,10 @@ with quiet_start():
 # ---- Settings -----------------------------------------------------------------------
 
 
+OUTPUTS = Path(__file__).resolve().parent / "outputs"
+STATE = "state.npz"  # What a run that was cut off leaves, to go on from.
+
+
 class InputError(ValueError):
     """What the user gave can't be used; the message says why, and what to do."""
 
@@ -99,14 +110,14 @@ class Settings:
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
     seed: int = knob(0, "decides every random number", high=2**31 - 1)
-    limit: int = knob(0, "only the first N training and N/6 test images; 0 for all")
+    limit: int | None = knob(None, "the first N training, N/6 test images", low=12)
     minimum_accuracy: float = knob(0.0, "exit with 1 if the test's is lower", high=1)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for field in dataclasses.fields(self):
             value, (_, low, high) = getattr(self, field.name), field.metadata.values()
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 option = "--" + field.name.replace("_", "-")
                 raise InputError(f"{option} {value} isn't between {low} and {high}.")
 
@@ -154,7 +165,12 @@ class Dataset(NamedTuple):
     test: Examples
     source: str
     name: str  # For figures: only what is MNIST, and whole, is called MNIST.
-    canonical: bool  # Whether the digests say that it is.
+    sha256: list[str]  # Of the four arrays' bytes.
+
+    @property
+    def canonical(self) -> bool:
+        """Whether this is MNIST, whole and in order."""
+        return self.sha256 == MNIST_SHA256
 
 
 def notice(message: str) -> None:
@@ -162,13 +178,13 @@ def notice(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def load_dataset(path: Path | None, limit: int) -> Dataset:
-    """Load the data at `path`, or else MNIST; the first `limit` images, or all for 0."""
+def load_dataset(path: Path | None, limit: int | None) -> Dataset:
+    """Load the data at `path`, or else MNIST; only the first `limit` images, if given."""
     dataset = read_dataset(path) if path else load_mnist()
-    if not 0 < limit < len(dataset.train.labels):
+    if limit is None or limit >= len(dataset.train.labels):
         return dataset
     train, test = dataset.train.take(slice(limit)), dataset.test.take(slice(limit // 6))
-    return Dataset(train, test, dataset.source, f"a part of {dataset.name}", False)
+    return identify(train, test, dataset.source, f"a part of {dataset.name}")
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -192,7 +208,7 @@ def read_dataset(path: Path) -> Dataset:
                 arrays.append(parse_array(stream.read(MAXIMUM_BYTES + 1)))
         train, test = Examples(*arrays[:2]), Examples(*arrays[2:])
         place = path
-        return identify(check(train), check(test), path)
+        return identify(check(train), check(test), str(path), path.name)
     except Exception as error:  # A damaged file can raise almost anything.
         raise InputError(f"{place or path} can't be read: {error}.") from error
 
@@ -245,12 +261,11 @@ def check(examples: Examples) -> Examples:
     return Examples(images, labels.astype(np.uint8))
 
 
-def identify(train: Examples, test: Examples, path: Path) -> Dataset:
-    """Name the data: whether it is MNIST, its digests decide."""
+def identify(train: Examples, test: Examples, source: str, name: str) -> Dataset:
+    """Put the two parts together, under their `name` or, by their digests, as MNIST."""
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (*train, *test)]
-    canonical = digests == MNIST_SHA256
-    name = "MNIST" if canonical else path.name
-    return Dataset(train, test, str(path), name, canonical)
+    name = "MNIST" if digests == MNIST_SHA256 else name
+    return Dataset(train, test, source, name, digests)
 
 
 def load_mnist() -> Dataset:
@@ -428,8 +443,10 @@ def build_model() -> keras.Sequential:
 # ---- Training -----------------------------------------------------------------------
 
 
-def training_batches(examples: Examples, settings: Settings) -> tf.data.Dataset:
-    """Batches (images, one-hot labels) of all epochs, shuffled and distorted anew.
+def training_batches(
+    examples: Examples, settings: Settings, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """Batches (images, one-hot labels) of the epochs from `first_epoch` on.
 
     Every random number is a function of (seed, epoch) or (seed, step), whatever the
     threads do. The images that fill no batch wait for another epoch: a batch of few
@@ -450,8 +467,9 @@ def training_batches(examples: Examples, settings: Settings) -> tf.data.Dataset:
         seed = fold_in((settings.seed, 1), step)
         return augment(images, seed, settings.augmentation), tf.gather(classes, chosen)
 
-    batches = tf.data.Dataset.range(settings.epochs).flat_map(shuffle).enumerate()
-    return batches.map(prepare).prefetch(2)
+    first_step = first_epoch * (len(examples.labels) // settings.batch_size)
+    epochs = tf.data.Dataset.range(first_epoch, settings.epochs)
+    return epochs.flat_map(shuffle).enumerate(first_step).map(prepare).prefetch(2)
 
 
 def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
@@ -471,15 +489,49 @@ def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
         label_smoothing=settings.label_smoothing
     )
     model.compile(optimizer, loss, metrics=["accuracy"])
+    optimizer.build(model.trainable_variables)
+
+
+def save_state(path: Path, model: keras.Model, rows: list, run: dict) -> None:
+    """Keep all that `run` needs to go on: weights, optimizer, and the rows so far."""
+    arrays = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
+    fresh = path.with_name("fresh.npz")
+    np.savez(fresh, *arrays, state=json.dumps({"run": run, "rows": rows}))
+    os.replace(fresh, path)
+
+
+def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, float]]:
+    """Put `model` where the same run was cut off, and return the rows of that run.
+
+    If there is none to use, leave `model` alone, say why, and return no rows.
+    """
+    if not path.exists():
+        return []
+    variables = [*model.weights, *model.optimizer.variables]
+    try:
+        with np.load(path) as file:  # A damaged member fails its checksum.
+            arrays = [file[f"arr_{i}"] for i in range(len(variables))]
+            state = json.loads(str(file["state"]))
+    except Exception as error:  # noqa: BLE001 - damage can raise almost anything.
+        notice(f"Starting afresh: {path} is damaged ({error}).")
+        return []
+    if changed := [key for key in run if run[key] != state["run"].get(key)]:
+        notice(f"Starting afresh: the unfinished run had other {', '.join(changed)}.")
+        return []
+    for variable, array in zip(variables, arrays):
+        variable.assign(array)
+    notice(f"Going on with an unfinished run, after its epoch {len(state['rows'])}.")
+    return state["rows"]
 
 
 def train(
-    settings: Settings, training: Examples, validation: Examples
+    settings: Settings, training: Examples, validation: Examples, path: Path, run: dict
 ) -> tuple[keras.Model, list[dict[str, float]]]:
     """Train a network; return it, and a row of figures for each epoch.
 
-    Raises InputError if the images don't fill a batch, FloatingPointError if the loss
-    stops being a number.
+    The state after each epoch is kept at `path`, from where the same `run` (a
+    description that JSON can hold) goes on. Raises InputError if the images don't fill
+    a batch, FloatingPointError if the loss stops being a number.
     """
     steps = len(training.labels) // settings.batch_size
     if not steps:
@@ -488,33 +540,33 @@ def train(
     keras.utils.set_random_seed(settings.seed)
     model = build_model()
     compile_model(model, settings, steps * settings.epochs)
-    rows, on_terminal = [], sys.stderr.isatty()
+    rows = load_state(path, model, run)
+    start, on_terminal = time.perf_counter(), sys.stderr.isatty()
 
-    def log(epoch: int, figures: dict[str, float]) -> None:
-        rows.append({"epoch": epoch + 1, **figures})
+    def log(epoch: int, logs: dict[str, float]) -> None:
+        nonlocal start
+        now = time.perf_counter()
+        start, seconds = now, now - start
+        if not math.isfinite(logs["loss"]):
+            path.unlink(missing_ok=True)
+            raise FloatingPointError("the loss diverged; try a lower --learning-rate.")
+        rows.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
+        save_state(path, model, rows, run)
         if not on_terminal:
             notice(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
 
+    targets = keras.utils.to_categorical(validation.labels, 10)
     with contextlib.redirect_stdout(sys.stderr):  # Where a progress bar belongs.
         model.fit(
-            training_batches(training, settings),
+            training_batches(training, settings, len(rows)),
+            initial_epoch=len(rows),
             epochs=settings.epochs,
             steps_per_epoch=steps,
-            validation_data=(
-                normalize(validation.images),
-                keras.utils.to_categorical(validation.labels, 10),
-            ),
+            validation_data=(normalize(validation.images), targets),
             validation_batch_size=1000,
-            callbacks=[
-                keras.callbacks.LambdaCallback(on_epoch_end=log),
-                keras.callbacks.TerminateOnNaN(),
-            ],
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=log)],
             verbose=1 if on_terminal else 0,
             shuffle=False,  # The batches are shuffled already.
-        )
-    if not math.isfinite(rows[-1]["loss"]):
-        raise FloatingPointError(
-            "The loss is no longer a number. Try a lower --learning-rate."
         )
     return model, rows
 
@@ -749,6 +801,22 @@ def draw_confusions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     return figure
 
 
+def draw_all(
+    folder: Path, dataset: Dataset, model: keras.Model, rows: list, answers: np.ndarray
+) -> None:
+    """Draw every picture into `folder`, as PNG files of 150 dots per inch."""
+    pictures = {
+        "training_data_example": draw_training_data(dataset),
+        "predictions_on_test_set": draw_predictions(dataset, answers),
+        "feature_maps": draw_feature_maps(model, dataset),
+        "training_history": draw_history(rows, dataset),
+        "confusion_matrix": draw_confusions(dataset, answers),
+        "misclassified_digits": draw_misclassified(dataset, answers),
+    }
+    for name, picture in pictures.items():
+        picture.savefig(folder / f"{name}.png", dpi=150)
+
+
 # ---- Command line -------------------------------------------------------------------
 
 
@@ -761,23 +829,38 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A folder to write files in, which move to `folder` when all of them are whole.
+def workplace(outputs: Path) -> Iterator[Path]:
+    """A folder in `outputs` for one run alone; at the end its results move out of it.
 
-    Each replaces its predecessor in one step. metrics.json goes first and comes last,
-    so that where it is, it belongs to the files beside it.
+    Each file replaces its predecessor in one step. metrics.json goes first and comes
+    last, so that where it is, it belongs to the files beside it. A run that is cut off
+    leaves the folder, with its state, to the next. Raises InputError.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
-        yield Path(name)
-        (folder / "metrics.json").unlink(missing_ok=True)
-        for file in sorted(
-            Path(name).iterdir(), key=lambda f: f.name == "metrics.json"
-        ):
-            os.replace(file, folder / file.name)
+    folder = outputs / ".unfinished"
+    try:
+        (folder / "results").mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another run is writing to {outputs}.") from error
+    except OSError as error:
+        raise InputError(f"{outputs} can't be written to: {error}") from error
+    try:
+        yield folder
+        (outputs / "metrics.json").unlink(missing_ok=True)
+        files = (folder / "results").iterdir()
+        for file in sorted(files, key=lambda file: file.name == "metrics.json"):
+            os.replace(file, outputs / file.name)
+        (folder / STATE).unlink()
+    finally:
+        lock.close()
+        if not (folder / STATE).exists():
+            shutil.rmtree(folder)
 
 
 def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dict:
-    """What a reader of metrics.json needs to judge, and to repeat, the run."""
+    """What a reader of metrics.json needs to judge the run, and to repeat it."""
     packages = (tf, keras, np, matplotlib, seaborn)
     gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
     return {
@@ -785,61 +868,60 @@ def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dic
             "source": dataset.source,
             "name": dataset.name,
             "canonical_mnist": dataset.canonical,
+            "sha256": dataset.sha256,
             **dict(zip(("training", "validation", "test"), counts)),
         },
         "settings": dataclasses.asdict(settings),
-        "versions": {
-            "python": platform.python_version(),
-            **{package.__name__: package.__version__ for package in packages},
-        },
+        "versions": {"python": platform.python_version()}
+        | {package.__name__: package.__version__ for package in packages},
+        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         "device": ", ".join(gpus) or f"{os.cpu_count()} CPU cores",
     }
 
 
-def run_training(settings: Settings, data: Path | None, outputs: Path) -> int:
+def run_training(
+    settings: Settings, data: Path | None, outputs: Path, fresh: bool
+) -> int:
     """Train, evaluate, and write everything to `outputs`; return the exit code."""
     seconds: dict[str, float] = {}
-    outputs.mkdir(parents=True, exist_ok=True)
-    with published(outputs) as folder:
-        with timed(seconds, "data"):
-            dataset = load_dataset(data, settings.limit)
-            parts = split(dataset.train, settings.validation, settings.seed)
-        with timed(seconds, "training"):
-            model, rows = train(settings, *parts)
+    with timed(seconds, "data"):
+        dataset = load_dataset(data, settings.limit)
+    training, validation = split(dataset.train, settings.validation, settings.seed)
+    counts = [len(part.labels) for part in (training, validation, dataset.test)]
+    run = describe_run(settings, dataset, counts)
+    with workplace(outputs) as folder:
+        if fresh:
+            (folder / STATE).unlink(missing_ok=True)
+        model, rows = train(settings, training, validation, folder / STATE, run)
+        seconds["training"] = sum(row["seconds"] for row in rows)
         with timed(seconds, "evaluation"):
-            model = calibrate(model, parts[1])
-            right = predict(model, parts[1].images).argmax(axis=1) == parts[1].labels
+            model = calibrate(model, validation)
+            known = predict(model, validation.images).argmax(axis=1)
             probabilities = predict(model, dataset.test.images)
-            figures = evaluate(probabilities, dataset.test.labels)
         with timed(seconds, "figures"):
-            pictures = {
-                "training_data_example": draw_training_data(dataset),
-                "predictions_on_test_set": draw_predictions(dataset, probabilities),
-                "feature_maps": draw_feature_maps(model, dataset),
-                "training_history": draw_history(rows, dataset),
-                "confusion_matrix": draw_confusions(dataset, probabilities),
-                "misclassified_digits": draw_misclassified(dataset, probabilities),
-            }
-            for name, picture in pictures.items():
-                picture.savefig(folder / f"{name}.png", dpi=150)
-        model.save(folder / "model.keras")
-        with (folder / "history.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
+            draw_all(folder / "results", dataset, model, rows, probabilities)
         seconds["total"] = sum(seconds.values())
-        counts = [len(part.labels) for part in (*parts, dataset.test)]
-        metrics = figures | {
-            "validation_accuracy": float(right.mean()),
+        metrics = evaluate(probabilities, dataset.test.labels) | {
+            "validation_accuracy": float((known == validation.labels).mean()),
             "parameters": model.count_params(),
             "weights_sha256": digest_weights(model),
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "images_per_second": settings.epochs * counts[0] / seconds["training"],
-            **describe_run(settings, dataset, counts),
+            **run,
         }
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_results(folder / "results", model, rows, metrics)
     print(summarize(metrics, outputs))
     return 0 if metrics["test_accuracy"] >= settings.minimum_accuracy else 1
+
+
+def write_results(folder: Path, model: keras.Model, rows: list, metrics: dict) -> None:
+    """Write the network, the history and the figures to `folder`."""
+    model.save(folder / "model.keras")
+    with (folder / "history.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def summarize(metrics: dict[str, Any], outputs: Path) -> str:
@@ -864,45 +946,57 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for field in dataclasses.fields(Settings):
+        kind = float if isinstance(field.default, float) else int
+        default = "all" if field.default is None else f"{field.default:.3g}"
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
-            type=field.type,
+            type=kind,
             default=field.default,
-            metavar="N" if field.type is int else "X",
-            help=f"{field.metadata['reason']} (default {field.default:.3g})",
+            metavar="N" if kind is int else "X",
+            help=f"{field.metadata['reason']} (default {default})",
         )
     where = "an .npz, or a folder or .zip of IDX files (default: MNIST, fetched once)"
     parser.add_argument("--data", type=Path, metavar="PATH", help=where)
-    folder = Path(__file__).resolve().parent / "outputs"
     where = "folder for the results (default: outputs, beside the script)"
     parser.add_argument(
-        "--outputs", type=Path, metavar="DIR", default=folder, help=where
+        "--outputs", type=Path, metavar="DIR", default=OUTPUTS, help=where
     )
+    where = "start afresh, even if the same run was cut off before"
+    parser.add_argument("--fresh", action="store_true", help=where)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; return the exit code.
 
-    0 is done, 1 failed, 2 wrong usage or unusable input, 130 interrupted.
+    0 is done, 1 failed, 2 wrong usage or unusable input, 130 interrupted (143 by
+    SIGTERM).
     """
     options = vars(parse_arguments(arguments))
-    data, outputs = options.pop("data"), options.pop("outputs")
+    places = [options.pop(name) for name in ("data", "outputs", "fresh")]
     try:
         settings = Settings(**options)
         with quiet_start():
             tf.config.list_logical_devices()
-        return run_training(settings, data, outputs)
+        return run_training(settings, *places)
     except InputError as error:
         notice(f"error: {error}")
         return 2
     except (OSError, FloatingPointError) as error:
         notice(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        notice("Interrupted; nothing was written.")
-        return 130
+    except KeyboardInterrupt as error:
+        kept = (places[1] / ".unfinished" / STATE).exists()
+        saved = "the same command goes on from the last finished epoch" if kept else ""
+        notice(f"\nInterrupted: {saved or 'nothing is saved'}.")
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Let a signal end the run as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

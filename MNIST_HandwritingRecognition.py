@@ -8,7 +8,7 @@ python MNIST_HandwritingRecognition.py --help           every setting, and why
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "tensorflow>=2.18,<3",
+#     "tensorflow>=2.20,<3",
 #     "numpy>=2,<3",
 #     "matplotlib>=3.9,<4",
 #     "seaborn>=0.13,<1",
@@ -119,7 +119,8 @@ class Settings:
             value, (_, low, high) = getattr(self, field.name), field.metadata.values()
             if value is not None and not low <= value <= high:
                 option = "--" + field.name.replace("_", "-")
-                raise InputError(f"{option} {value} isn't between {low} and {high}.")
+                bounds = f"{low} or more" if high == math.inf else f"{low} to {high}"
+                raise InputError(f"{option} must be {bounds}, not {value}.")
 
 
 # ---- Data ---------------------------------------------------------------------------
@@ -852,7 +853,7 @@ def workplace(outputs: Path) -> Iterator[Path]:
         files = (folder / "results").iterdir()
         for file in sorted(files, key=lambda file: file.name == "metrics.json"):
             os.replace(file, outputs / file.name)
-        (folder / STATE).unlink()
+        (folder / STATE).unlink(missing_ok=True)
     finally:
         lock.close()
         if not (folder / STATE).exists():

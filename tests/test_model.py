@@ -1,0 +1,49 @@
+"""Model: the network that the project promises, layer by layer."""
+
+import keras
+import MNIST_HandwritingRecognition as mnist
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mnist.build_model()
+
+
+def test_input_and_output(model):
+    assert model.input_shape == (None, 28, 28, 1)
+    assert model.output_shape == (None, 10)
+    assert model.layers[-1].activation is keras.activations.softmax
+
+
+def test_layers_in_order(model):
+    pooling = keras.layers.MaxPooling2D
+    names = [type(layer).__name__ for layer in model.layers if type(layer) != pooling]
+    block = ["Conv2D", "BatchNormalization", "ReLU"]
+    assert names == [*block * 4, "GlobalAveragePooling2D", "Dense"]
+
+
+def test_convolutions(model):
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.filters for layer in layers] == [16, 32, 64, 128]
+    assert {layer.kernel_size for layer in layers} == {(3, 3)}
+    assert {layer.activation for layer in layers} == {keras.activations.linear}
+
+
+def test_parameters(model):
+    assert model.count_params() == 99_162
+
+
+def test_maps_shrink_so_that_the_last_block_sees_the_whole_digit(model):
+    relus = [layer for layer in model.layers if isinstance(layer, keras.layers.ReLU)]
+    sizes = [layer.output.shape[1] for layer in relus]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 4
+
+
+def test_answers_are_probabilities(model, subset):
+    probabilities = mnist.predict(model, subset.test.images[:7])
+    assert probabilities.shape == (7, 10)
+    assert probabilities.min() >= 0
+    assert np.allclose(probabilities.sum(axis=1), 1)

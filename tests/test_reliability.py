@@ -1,0 +1,192 @@
+"""Runs that are killed, starved of disk, or not alone: nothing is lost or damaged."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import MNIST_HandwritingRecognition as mnist
+
+HERE = Path(__file__).parent
+COMMAND = [sys.executable, mnist.__file__, "--data", str(HERE / "mnist_subset.npz")]
+COMMAND += ["--limit", "1200", "--epochs", "4", "--batch-size", "32", "--seed", "3"]
+
+
+def run(outputs, seconds=None, **options):
+    """Run the script as a user does; SIGKILL it after `seconds`. None if killed."""
+    command = [*COMMAND, "--outputs", str(outputs)]
+    try:
+        return subprocess.run(
+            command,
+            timeout=seconds,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def check_whole(outputs):
+    """Every file under its final name is complete, and metrics.json is of its model."""
+    for path in outputs.iterdir():
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.load()
+        elif path.suffix == ".keras":
+            assert zipfile.ZipFile(path).testzip() is None
+        elif path.suffix == ".csv":
+            assert path.read_text().endswith("\n")
+        else:
+            assert path.name in ("metrics.json", ".unfinished")
+    if (outputs / "metrics.json").exists():
+        metrics = json.loads((outputs / "metrics.json").read_text())
+        model = mnist.keras.saving.load_model(outputs / "model.keras")
+        assert mnist.digest_weights(model) == metrics["weights_sha256"]
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return tmp_path / "outputs"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The outputs of a run that nothing disturbed."""
+    outputs = tmp_path_factory.mktemp("uninterrupted")
+    assert run(outputs).returncode == 0
+    return outputs
+
+
+def metrics_of(outputs):
+    return json.loads((outputs / "metrics.json").read_text())
+
+
+def same_result(outputs, reference):
+    """Whether the two runs agree on the weights, all figures, and the history."""
+    one, other = metrics_of(outputs), metrics_of(reference)
+    for metrics in (one, other):
+        del metrics["seconds"], metrics["images_per_second"]
+    histories = [
+        [line.rsplit(",", 1)[0] for line in (o / "history.csv").read_text().split("\n")]
+        for o in (outputs, reference)
+    ]
+    return one == other and histories[0] == histories[1]
+
+
+def kill_until_done(outputs, kills, latest):
+    """Kill runs at random moments; check after each; let the last one finish."""
+    chance = random.Random(kills)
+    for _ in range(kills):
+        run(outputs, seconds=chance.uniform(2, latest))
+        check_whole(outputs)
+    assert run(outputs).returncode == 0
+    check_whole(outputs)
+
+
+def test_killed_runs_end_with_the_same_result(outputs, uninterrupted):
+    shutil.copytree(uninterrupted, outputs)
+    kill_until_done(outputs, kills=3, latest=12)
+    assert same_result(outputs, uninterrupted)
+    assert not (outputs / ".unfinished").exists()
+
+
+@pytest.mark.slow
+def test_twenty_killed_runs(outputs, uninterrupted):
+    kill_until_done(outputs, kills=20, latest=14)
+    assert same_result(outputs, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_interrupt_says_how_to_go_on(outputs, number, code, uninterrupted):
+    process = subprocess.Popen(
+        [*COMMAND, "--outputs", str(outputs)], stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 1"):
+            process.send_signal(number)
+            break
+    said = process.stderr.read()
+    assert process.wait() == code
+    assert "goes on from" in said
+    assert "Traceback" not in said
+    again = run(outputs)
+    assert "Going on with" in again.stderr
+    assert again.returncode == 0
+    assert same_result(outputs, uninterrupted)
+
+
+def test_changed_settings_start_afresh_and_say_why(outputs):
+    run_epochs(outputs, kill_after="epoch 1")
+    said = run_epochs(outputs, "--seed", "4", kill_after="epoch 1")
+    assert "had other settings" in said
+
+
+def test_damaged_state_is_noticed_and_not_used(outputs, uninterrupted):
+    run_epochs(outputs, kill_after="epoch 2")
+    state = outputs / ".unfinished" / mnist.STATE
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+    again = run(outputs)
+    assert "is damaged" in again.stderr
+    assert again.returncode == 0
+    assert same_result(outputs, uninterrupted)
+
+
+def run_epochs(outputs, *arguments, kill_after):
+    """Run until a line starts with `kill_after`, and kill; return what was said."""
+    command = [*COMMAND, "--outputs", str(outputs), *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith(kill_after):
+            break
+    process.kill()
+    process.wait()
+    return said
+
+
+def test_full_disk_ends_with_a_sentence_and_keeps_the_earlier_results(
+    outputs, uninterrupted
+):
+    """A limit on the size of files stands for the full disk."""
+    shutil.copytree(uninterrupted, outputs)
+    before = metrics_of(outputs)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    ended = run(outputs, preexec_fn=limit)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in ended.stderr
+    check_whole(outputs)
+    assert metrics_of(outputs) == before
+
+
+def test_a_second_run_on_the_same_outputs_is_refused(outputs):
+    with mnist.workplace(outputs):
+        ended = run(outputs)
+    assert ended.returncode == 2
+    assert "another run" in ended.stderr
+
+
+def test_outputs_that_name_a_file_are_refused_before_training(outputs):
+    outputs.write_text("mine")
+    ended = run(outputs)
+    assert ended.returncode == 2
+    assert "epoch 1" not in ended.stderr
+    assert outputs.read_text() == "mine"

@@ -1,0 +1,118 @@
+"""Training: the batches, the learning rate, and a run that diverges."""
+
+import MNIST_HandwritingRecognition as mnist
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def numbered():
+    """300 examples: the first two pixels tell the number, and the number the label."""
+    numbers = np.arange(300)
+    images = np.zeros((300, 28, 28), np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = numbers // 256, numbers % 256
+    return mnist.Examples(images, (numbers * 7 % 10).astype(np.uint8))
+
+
+def draw_numbers(numbered, **settings):
+    """The numbers in each batch, once its labels are seen to be theirs."""
+    settings = mnist.Settings(batch_size=32, augmentation=0, **settings)
+    batches = []
+    for images, labels in mnist.training_batches(numbered, settings):
+        pixels = np.rint(images.numpy()[..., 0] * 255).astype(int)
+        numbers = pixels[:, 0, 0] * 256 + pixels[:, 0, 1]
+        assert np.array_equal(pixels, numbered.images[numbers])
+        assert np.array_equal(labels, np.eye(10)[numbered.labels[numbers]])
+        batches.append(numbers.tolist())
+    return batches
+
+
+def test_each_epoch_takes_full_batches_in_an_order_of_its_own(numbered):
+    batches = draw_numbers(numbered, epochs=3)
+    assert [len(batch) for batch in batches] == [32] * 3 * (300 // 32)
+    epochs = np.reshape(batches, (3, -1)).tolist()
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch)  # None comes twice.
+        assert epoch != sorted(epoch)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert set(epochs[0]) != set(epochs[1])  # None is left out for good.
+
+
+def test_seed_decides_the_batches(numbered):
+    first = draw_numbers(numbered, epochs=2, seed=5)
+    assert draw_numbers(numbered, epochs=2, seed=5) == first
+    assert draw_numbers(numbered, epochs=2, seed=6) != first
+
+
+def test_distorted_batches_keep_their_labels_and_are_never_the_same():
+    """A grey square, whose shade tells the label: it survives any distortion."""
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 16)
+    images = np.zeros((160, 28, 28), np.uint8)
+    images[:, 9:19, 9:19] = 25 * (labels[:, None, None] + 1)
+    settings = mnist.Settings(batch_size=160, epochs=2)
+    batches = list(mnist.training_batches(mnist.Examples(images, labels), settings))
+    for distorted, one_hot in batches:
+        shades = distorted.numpy().max(axis=(1, 2, 3)) * 255 / 25 - 1
+        assert np.array_equal(np.rint(shades), one_hot.numpy().argmax(axis=1))
+    both = np.concatenate([distorted for distorted, _ in batches]).reshape(320, -1)
+    assert len(np.unique(both, axis=0)) == 320
+
+
+def test_batches_of_a_resumed_run_are_those_it_would_have_had(subset):
+    settings = mnist.Settings(batch_size=40, epochs=3)
+    examples = subset.train.take(slice(100))
+    whole = list(mnist.training_batches(examples, settings))
+    rest = list(mnist.training_batches(examples, settings, first_epoch=1))
+    assert (len(whole), len(rest)) == (6, 4)
+    for expected, batch in zip(whole[2:], rest):
+        assert all(map(np.array_equal, batch, expected))
+
+
+def test_learning_rate_rises_to_its_peak_and_ends_near_zero():
+    model, settings = mnist.build_model(), mnist.Settings(learning_rate=0.03)
+    mnist.compile_model(model, settings, steps=100)
+    rates = []
+    for step in range(101):
+        model.optimizer.iterations.assign(step)
+        rates.append(float(model.optimizer.learning_rate))
+    assert max(rates) == pytest.approx(0.03, rel=0.01)
+    assert rates[0] < 0.01
+    assert rates[-1] < 0.0003
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--batch-size=32", "--learning-rate=1e30"],
+        ["--batch-size=275", "--learning-rate=1e38"],  # A single step: loss is finite.
+    ],
+)
+def test_divergence_is_a_failure_with_advice(options, subset, earlier, capsys):
+    options += ["--epochs=1", "--limit=300", "--outputs", str(earlier.folder)]
+    assert mnist.main(["--data", subset.source, *options]) == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert "--learning-rate" in error
+    assert earlier.now() == earlier.files
+
+
+def test_batch_larger_than_the_data_is_refused(subset, earlier, capsys):
+    options = ["--batch-size", "9999", "--outputs", str(earlier.folder)]
+    assert mnist.main(["--data", subset.source, *options]) == 2
+    assert "--batch-size 9999" in capsys.readouterr().err
+    assert earlier.now() == earlier.files
+
+
+def test_neither_training_nor_validation_has_a_test_image(
+    subset, tmp_path, monkeypatch
+):
+    def train(settings, training, validation, *_):
+        parts = training, validation
+        seen.extend(image.tobytes() for part in parts for image in part.images)
+        raise FloatingPointError("seen enough")
+
+    seen = []
+    monkeypatch.setattr(mnist, "train", train)
+    assert mnist.main(["--data", subset.source, "--outputs", str(tmp_path)]) == 1
+    assert sorted(seen) == sorted(image.tobytes() for image in subset.train.images)
+    assert not set(seen) & {image.tobytes() for image in subset.test.images}

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-import faulthandler
 import gzip
 import hashlib
 import io
@@ -57,10 +56,9 @@ def quiet_start() -> Iterator[None]:
     """Keep TensorFlow's start-up lines off the screen, unless the start fails.
 
     C++ prints them, past Python's streams and log levels, so the process's own error
-    stream is set aside. A crash is still reported on it.
+    stream is set aside.
     """
     screen = os.dup(2)
-    faulthandler.enable(screen)
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
@@ -71,7 +69,6 @@ def quiet_start() -> Iterator[None]:
             raise
         finally:
             os.dup2(screen, 2)
-            faulthandler.disable()
             os.close(screen)
 
 
@@ -105,7 +102,9 @@ class Settings:
 
     epochs: int = knob(8, "passes over the training images", low=1)
     batch_size: int = knob(128, "images a step: 64 is slower, 256 learns less", low=1)
-    learning_rate: float = knob(0.02, "its peak; batch normalization bears a high one")
+    learning_rate: float = knob(
+        0.02, "its peak; batch normalization bears a high one", high=1
+    )
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
@@ -257,7 +256,7 @@ def check(examples: Examples) -> Examples:
         raise ValueError(
             "images must be uint8 (n, 28, 28) and labels whole numbers (n,), 0 to 9; "
             f"these are {images.dtype} {images.shape} and {labels.dtype} "
-            f"{labels.shape}, {np.unique(labels)[:12]}"
+            f"{labels.shape}, {np.unique(labels)[:12].tolist()}"
         )
     return Examples(images, labels.astype(np.uint8))
 
@@ -356,8 +355,8 @@ def download_from_index(folder: Path) -> Path:
 def run_python(arguments: Sequence[str], seconds: float, **environment: str) -> None:
     """Run Python in a process of its own, with a time limit and nothing on the screen.
 
-    A host that neither answers nor refuses can't hang it. Raises OSError with the last
-    line that the process wrote.
+    A host that neither answers nor refuses can't hang it. Raises OSError with pip's
+    first error, or the last line that the process wrote.
     """
     command, variables = [sys.executable, *arguments], {**os.environ, **environment}
     try:
@@ -368,7 +367,8 @@ def run_python(arguments: Sequence[str], seconds: float, **environment: str) -> 
         raise OSError(f"no answer within {seconds:.0f} seconds.") from error
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(lines[-1] if lines else "no reason given.") from error
+        reasons = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
+        raise OSError(reasons[0] if reasons else "no reason given.") from error
 
 
 def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
@@ -422,8 +422,13 @@ BLOCKS = [
 ]
 
 
-def build_model() -> keras.Sequential:
-    """The network: from images (n, 28, 28, 1), 0 to 1, to probabilities (n, 10)."""
+def build_model(steps: int = 1000) -> keras.Sequential:
+    """The network: from images (n, 28, 28, 1), 0 to 1, to probabilities (n, 10).
+
+    The statistics that it normalizes with after training are averages over the last
+    ten of the run's `steps`, or over the last tenth of a short run.
+    """
+    momentum = 1 - 1 / min(10, max(2, steps / 10))
     model = keras.Sequential([keras.Input((28, 28, 1))])
     for filters, stride, pools in BLOCKS:
         # Normalization has an offset, so the convolution needs none. Pooled before it,
@@ -433,8 +438,7 @@ def build_model() -> keras.Sequential:
         )
         if pools:
             model.add(keras.layers.MaxPooling2D(2))
-        # An average over some ten steps: a run of one epoch has but 429.
-        model.add(keras.layers.BatchNormalization(momentum=0.9))
+        model.add(keras.layers.BatchNormalization(momentum=momentum))
         model.add(keras.layers.ReLU())
     model.add(keras.layers.GlobalAveragePooling2D())
     model.add(keras.layers.Dense(10, activation="softmax"))
@@ -539,7 +543,7 @@ def train(
         held = f"{len(training.labels)} images to train on"
         raise InputError(f"--batch-size {settings.batch_size} is more than the {held}.")
     keras.utils.set_random_seed(settings.seed)
-    model = build_model()
+    model = build_model(steps * settings.epochs)
     compile_model(model, settings, steps * settings.epochs)
     rows = load_state(path, model, run)
     start, on_terminal = time.perf_counter(), sys.stderr.isatty()
@@ -548,7 +552,7 @@ def train(
         nonlocal start
         now = time.perf_counter()
         start, seconds = now, now - start
-        if not math.isfinite(logs["loss"]):
+        if not all(map(math.isfinite, logs.values())):
             path.unlink(missing_ok=True)
             raise FloatingPointError("the loss diverged; try a lower --learning-rate.")
         rows.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
@@ -875,7 +879,6 @@ def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dic
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()}
         | {package.__name__: package.__version__ for package in packages},
-        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         "device": ", ".join(gpus) or f"{os.cpu_count()} CPU cores",
     }
 
@@ -893,7 +896,9 @@ def run_training(
     with workplace(outputs) as folder:
         if fresh:
             (folder / STATE).unlink(missing_ok=True)
-        model, rows = train(settings, training, validation, folder / STATE, run)
+        script = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        identity = run | {"script": script}
+        model, rows = train(settings, training, validation, folder / STATE, identity)
         seconds["training"] = sum(row["seconds"] for row in rows)
         with timed(seconds, "evaluation"):
             model = calibrate(model, validation)
@@ -902,12 +907,13 @@ def run_training(
         with timed(seconds, "figures"):
             draw_all(folder / "results", dataset, model, rows, probabilities)
         seconds["total"] = sum(seconds.values())
+        seen = counts[0] // settings.batch_size * settings.batch_size * settings.epochs
         metrics = evaluate(probabilities, dataset.test.labels) | {
             "validation_accuracy": float((known == validation.labels).mean()),
             "parameters": model.count_params(),
             "weights_sha256": digest_weights(model),
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "images_per_second": settings.epochs * counts[0] / seconds["training"],
+            "images_per_second": round(seen / seconds["training"], 1),
             **run,
         }
         write_results(folder / "results", model, rows, metrics)

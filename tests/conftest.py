@@ -22,7 +22,14 @@ os.environ.pop("MPLBACKEND", None)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import keras
+
 import MNIST_HandwritingRecognition as mnist
+
+
+def pytest_configure(config):
+    """Leave the slow tests to `-m slow`."""
+    config.addinivalue_line("markers", "slow: minutes of runs that are cut off")
+    config.option.markexpr = config.option.markexpr or "not slow"
 
 
 def pytest_unconfigure():

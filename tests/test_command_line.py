@@ -10,10 +10,11 @@ import subprocess
 import sys
 
 import keras
-import MNIST_HandwritingRecognition as mnist
 import numpy as np
 import pytest
 from PIL import Image
+
+import MNIST_HandwritingRecognition as mnist
 
 PICTURES = [
     "training_data_example.png",

@@ -10,10 +10,11 @@ import socket
 import zipfile
 from pathlib import Path
 
-import MNIST_HandwritingRecognition as mnist
 import numpy as np
 import pytest
 import tensorflow as tf
+
+import MNIST_HandwritingRecognition as mnist
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 FILES = ["train-images", "train-labels", "t10k-images", "t10k-labels"]

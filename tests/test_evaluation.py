@@ -4,9 +4,10 @@ import json
 import math
 
 import keras
-import MNIST_HandwritingRecognition as mnist
 import numpy as np
 import pytest
+
+import MNIST_HandwritingRecognition as mnist
 
 
 def answer(digits, confidences):

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import MNIST_HandwritingRecognition as mnist
 import numpy as np
 import pytest
 from matplotlib import pyplot
 from PIL import Image
+
+import MNIST_HandwritingRecognition as mnist
 
 ROW = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.4, "val_accuracy": 0.9}
 

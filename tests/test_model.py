@@ -1,9 +1,10 @@
 """Model: the network that the project promises, layer by layer."""
 
 import keras
-import MNIST_HandwritingRecognition as mnist
 import numpy as np
 import pytest
+
+import MNIST_HandwritingRecognition as mnist
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def kill_until_done(outputs, kills, latest):
 
 def test_killed_runs_end_with_the_same_result(outputs, uninterrupted):
     shutil.copytree(uninterrupted, outputs)
-    kill_until_done(outputs, kills=3, latest=12)
+    kill_until_done(outputs, kills=2, latest=12)
     assert same_result(outputs, uninterrupted)
     assert not (outputs / ".unfinished").exists()
 
@@ -106,6 +106,7 @@ def test_twenty_killed_runs(outputs, uninterrupted):
     assert same_result(outputs, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
@@ -127,12 +128,14 @@ def test_interrupt_says_how_to_go_on(outputs, number, code, uninterrupted):
     assert same_result(outputs, uninterrupted)
 
 
+@pytest.mark.slow
 def test_changed_settings_start_afresh_and_say_why(outputs):
     run_epochs(outputs, kill_after="epoch 1")
     said = run_epochs(outputs, "--seed", "4", kill_after="epoch 1")
     assert "had other settings" in said
 
 
+@pytest.mark.slow
 def test_damaged_state_is_noticed_and_not_used(outputs, uninterrupted):
     run_epochs(outputs, kill_after="epoch 2")
     state = outputs / ".unfinished" / mnist.STATE
@@ -159,6 +162,7 @@ def run_epochs(outputs, *arguments, kill_after):
     return said
 
 
+@pytest.mark.slow
 def test_full_disk_ends_with_a_sentence_and_keeps_the_earlier_results(
     outputs, uninterrupted
 ):

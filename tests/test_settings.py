@@ -2,8 +2,9 @@
 
 import dataclasses
 
-import MNIST_HandwritingRecognition as mnist
 import pytest
+
+import MNIST_HandwritingRecognition as mnist
 
 
 def test_every_setting_has_a_reason():

@@ -1,8 +1,9 @@
 """Training: the batches, the learning rate, and a run that diverges."""
 
-import MNIST_HandwritingRecognition as mnist
 import numpy as np
 import pytest
+
+import MNIST_HandwritingRecognition as mnist
 
 
 @pytest.fixture

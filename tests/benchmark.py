@@ -133,10 +133,11 @@ def run_script(arguments: list[str]) -> Row:
         with Path(folder, "history.csv").open(newline="") as file:
             epochs = list(csv.DictReader(file))
         model = script.keras.saving.load_model(Path(folder, "model.keras"))
-    images = metrics["data"]["training"] * metrics["settings"]["epochs"]
+    size, epochs_run = metrics["settings"]["batch_size"], metrics["settings"]["epochs"]
+    images = metrics["data"]["training"] // size * size * epochs_run
     seconds = [float(epoch["seconds"]) for epoch in epochs]
     accuracies = [float(epoch["val_accuracy"]) for epoch in epochs]
-    kept = ("test_accuracy", "test_loss", "data", "settings", "script_sha256")
+    kept = ("test_accuracy", "test_loss", "data", "settings")
     row = {name: metrics[name] for name in (*kept, "versions", "weights_sha256")}
     return row | describe_training(model, images, seconds, accuracies)
 

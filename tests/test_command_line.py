@@ -128,7 +128,7 @@ def test_metrics_tell_what_was_run(trained, subset):
     metrics = trained.metrics
     assert metrics["data"] == {
         "source": subset.source,
-        "name": "mnist_subset.npz",
+        "name": "mnist_subset.npz (not MNIST)",
         "canonical_mnist": False,
         "sha256": [
             hashlib.sha256(array.tobytes()).hexdigest()
@@ -157,7 +157,7 @@ def test_times_add_up(trained):
 
 def test_summary_tells_the_result(trained):
     right = 480 - trained.metrics["test_errors"]
-    assert f"mnist_subset.npz: {right} of 480 right" in trained.stdout
+    assert f"mnist_subset.npz (not MNIST): {right} of 480 right" in trained.stdout
     assert f"{trained.metrics['test_accuracy']:.2%}" in trained.stdout
     assert f"{trained.metrics['test_loss']:.4f}" in trained.stdout
     assert all(name in trained.stdout for name in [*FILES, str(trained.folder)])
@@ -188,7 +188,7 @@ def two_runs(subset, tmp_path_factory):
 
 def test_screen_shows_the_summary_and_a_line_an_epoch(two_runs):
     for _, stdout, stderr, _ in two_runs:
-        assert stdout.startswith("Test set of a part of mnist_subset.npz: ")
+        assert stdout.startswith("Test set of a part of mnist_subset.npz (not MNIST): ")
         assert 1 < stdout.count("\n") <= 5
         assert re.fullmatch(r"epoch 1, .*accuracy 0\.\d+.*\n", stderr), stderr
 
@@ -203,7 +203,7 @@ def test_too_low_an_accuracy_is_exit_1_after_all_is_written(two_runs):
 def test_part_of_the_data_is_marked_as_such(two_runs):
     metrics = json.loads((two_runs[0][-1] / "here" / "metrics.json").read_text())
     data = metrics["data"]
-    assert data["name"] == "a part of mnist_subset.npz"
+    assert data["name"] == "a part of mnist_subset.npz (not MNIST)"
     assert data["canonical_mnist"] is False
     assert (data["training"], data["validation"], data["test"]) == (275, 25, 50)
 

@@ -59,7 +59,7 @@ def test_idx_files_are_read_under_every_name(naming, packed, subset, tmp_path):
     ):
         assert np.array_equal(array, expected[:50])
         assert array.dtype == np.uint8
-    assert dataset.name == folder.name
+    assert dataset.name == f"{folder.name} (not MNIST)"
     assert not dataset.canonical
 
 
@@ -101,7 +101,7 @@ def canonical(subset, monkeypatch):
 
 
 def test_subset_is_not_called_mnist(subset):
-    assert (subset.name, subset.canonical) == ("mnist_subset.npz", False)
+    assert (subset.name, subset.canonical) == ("mnist_subset.npz (not MNIST)", False)
 
 
 def test_only_the_right_digests_make_it_mnist(subset, canonical, tmp_path):
@@ -113,7 +113,7 @@ def test_only_the_right_digests_make_it_mnist(subset, canonical, tmp_path):
         other[key].flat[0] ^= 1
         np.savez(tmp_path / "MNIST.npz", **other)
         dataset = mnist.read_dataset(tmp_path / "MNIST.npz")
-        assert (dataset.name, dataset.canonical) == ("MNIST.npz", False)
+        assert (dataset.name, dataset.canonical) == ("MNIST.npz (not MNIST)", False)
 
 
 def test_limit_takes_the_first_images_and_says_that_it_is_a_part(subset, canonical):

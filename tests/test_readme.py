@@ -50,7 +50,7 @@ def test_five_lines_load_the_model_and_read_digits():
         text=True,
         check=True,
     )
-    assert len(lines.splitlines()) == 5
+    assert len(list(filter(None, lines.splitlines()))) == 5
     assert float(done.stdout.split()[-1]) > 0.98
 
 
@@ -59,7 +59,7 @@ def test_every_option_that_is_mentioned_exists(capsys):
         mnist.main(["--help"])
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     of_others = {"--seeds", "--control", "--json", "--scaling"}
-    assert set(re.findall(r"(?<![\w-])--[a-z-]+", README)) - of_others <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - of_others <= known
 
 
 def test_figures_are_those_of_the_committed_run():

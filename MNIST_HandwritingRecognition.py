@@ -1,9 +1,14 @@
-"""Train a small convolutional network on MNIST, and see what it learned.
+"""Train a small convolutional network on MNIST, and read your own handwriting.
 
 python MNIST_HandwritingRecognition.py                  train, evaluate, draw
 python MNIST_HandwritingRecognition.py --epochs 1       a quick run: one pass
 python MNIST_HandwritingRecognition.py --data PATH      a copy of your own
+python MNIST_HandwritingRecognition.py --predict PATH   read your own digits
 python MNIST_HandwritingRecognition.py --help           every setting, and why
+
+With 99,162 parameters it reads 9,957 of the 10,000 test images, 99.57 %: one run of
+the first command, the one in outputs/, with under three minutes of training on two
+CPU cores (TensorFlow 2.21, Keras 3.15, Python 3.11).
 """
 # /// script
 # requires-python = ">=3.11"
@@ -12,6 +17,7 @@ python MNIST_HandwritingRecognition.py --help           every setting, and why
 #     "numpy>=2,<3",
 #     "matplotlib>=3.9,<4",
 #     "seaborn>=0.13,<1",
+#     "pillow>=11",
 #     "pip",
 # ]
 # ///
@@ -37,6 +43,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +59,7 @@ import matplotlib
 import numpy as np
 import seaborn
 from matplotlib.figure import Figure
+from PIL import Image, ImageFilter, ImageOps
 
 
 @contextlib.contextmanager
@@ -829,6 +837,322 @@ def draw_all(
         picture.savefig(folder / f"{name}.png", dpi=150)
 
 
+# ---- Own handwriting ----------------------------------------------------------------
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as grey, float32 (height, width), 0 to 1, upright.
+
+    At most 1,000 pixels a side. Behind what is transparent comes the paper, white or
+    black, on which more is to be seen. Raises InputError.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.draft("RGB", (1000, 1000))  # JPEG: decode no more than is needed.
+            image = ImageOps.exif_transpose(opened)
+        if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
+            values = np.asarray(image, np.float32)
+            values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
+            image = Image.fromarray(values.astype(np.uint8))
+        image = image.convert("RGBA" if image.has_transparency_data else "L")
+        image.thumbnail((1000, 1000))
+        papers = [Image.new("RGBA", image.size, paper) for paper in ("white", "black")]
+        if image.mode == "RGBA":
+            seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
+            image = max(seen, key=np.std)
+    except Exception as error:  # A damaged file can raise almost anything.
+        raise InputError(f"{path} can't be read as an image: {error}") from error
+    return np.asarray(image, np.float32) / 255
+
+
+def prepare_digit(grey: np.ndarray) -> np.ndarray:
+    """Turn a grey image of a digit (height, width) into MNIST's form, uint8 (28, 28).
+
+    Ink is bright on a background of 0, in a box of 20x20 with its aspect kept, and its
+    centre of mass is the centre (https://yann.lecun.com/exdb/mnist). The digit is found
+    in the whole image first, then cut out with more detail. Raises InputError if there
+    is no ink.
+    """
+    small = shrink(grey, 160)
+    if not is_dark_on_light(small):
+        grey, small = 1 - grey, 1 - small
+    _, mask = find_ink(small, 0.5)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    scale, margin = max(grey.shape) / max(small.shape), 0.35 * extent(mask) + 1
+    top, left = (max(0, int((line[0] - margin) * scale)) for line in (rows, columns))
+    bottom, right = (int((line[-1] + 1 + margin) * scale) for line in (rows, columns))
+    return fit_digit(*find_ink(shrink(grey[top:bottom, left:right], 96), 0.35))
+
+
+def resize(grey: np.ndarray, scale: float, how: Image.Resampling) -> np.ndarray:
+    """Resample an image (height, width), both sides by `scale`."""
+    height, width = (max(1, round(side * scale)) for side in grey.shape)
+    return np.asarray(Image.fromarray(grey).resize((width, height), how))
+
+
+def shrink(grey: np.ndarray, side: int) -> np.ndarray:
+    """Average an image (height, width) down until no side is longer than `side`."""
+    scale = min(1, side / max(grey.shape))
+    return resize(grey, scale, Image.Resampling.BOX)
+
+
+def blur(grey: np.ndarray, how: ImageFilter.Filter) -> np.ndarray:
+    """Smooth an image of values from 0 to 1."""
+    image = Image.fromarray(np.uint8(np.clip(grey, 0, 1) * 255 + 0.5))
+    return np.asarray(image.filter(how), np.float32) / 255
+
+
+def extent(mask: np.ndarray) -> int:
+    """The longer side of the box around what is true in `mask`."""
+    return max(np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 for axis in (0, 1))
+
+
+def slide(pick: np.ufunc, values: np.ndarray, size: int) -> np.ndarray:
+    """np.maximum or np.minimum over a window of `size` x `size` around each pixel."""
+    for axis in (0, 1):
+        width = [(0, 0), (0, 0)]
+        width[axis] = (size // 2, size - 1 - size // 2)
+        values, done = np.moveaxis(np.pad(values, width, "edge"), axis, 0), 1
+        while done < size:  # Each round doubles the window.
+            step = min(done, size - done)
+            values, done = pick(values[:-step], values[step:]), done + step
+        values = np.moveaxis(values, 0, axis)
+    return values
+
+
+def close(values: np.ndarray, size: int) -> np.ndarray:
+    """Fill what is dark and narrower than `size` with what is around it."""
+    size |= 1  # An odd window has a middle.
+    values = np.pad(values, size, "edge")
+    filled = slide(np.minimum, slide(np.maximum, values, size), size)
+    return filled[size:-size, size:-size]
+
+
+def is_dark_on_light(grey: np.ndarray) -> bool:
+    """Whether paper is lighter than ink: ink is the smaller part, paper the border."""
+    rest = grey - blur(grey, ImageFilter.BoxBlur(max(grey.shape) / 4))
+    rest = (rest - rest.mean()) / (rest.std() + 1e-6)
+    border = np.concatenate([rest[0], rest[-1], rest[:, 0], rest[:, -1]])
+    return bool(2 * np.median(border) > (rest**3).mean())
+
+
+def label(mask: np.ndarray) -> np.ndarray:
+    """Number the connected parts of `mask` by their lowest index; mask.size is none."""
+    none = mask.size
+    labels = np.where(mask, np.arange(none).reshape(mask.shape), none)
+    while True:
+        near = np.where(mask, slide(np.minimum, labels, 3), none)
+        near = np.append(near, none)[near]  # The neighbour's own neighbour: far steps.
+        if (near == labels).all():
+            return labels
+        labels = near
+
+
+def find_lines(mask: np.ndarray) -> np.ndarray:
+    """Find ruled lines: thin, and true over nine tenths of the width or the height."""
+    found = np.zeros_like(mask)
+    for axis in (0, 1):
+        thick = 3 + 2 * int(0.015 * max(mask.shape))
+        across, along = np.indices(mask.shape)[:: 1 - 2 * axis]
+        for slope in np.linspace(-0.05, 0.05, 9):
+            line = (across + slope * along + 100).astype(int)
+            full = np.bincount(line.ravel(), mask.ravel()) >= 0.9 * mask.shape[1 - axis]
+            wide = slide(np.maximum, slide(np.minimum, full[:, None], thick), thick)
+            found |= (full & ~wide[:, 0])[line]
+    return found
+
+
+def find_ink(grey: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find a digit's ink on light paper: its strength, 0 to about 1, and a mask.
+
+    Ink is what takes a share of the light that the paper around it has, so shadows
+    and gradients go. The mask holds what is stronger than `level` of the strongest.
+    Raises InputError if nothing stands out from the noise.
+    """
+    calm = blur(grey, ImageFilter.GaussianBlur(max(grey.shape) / 200))
+    paper = np.maximum(close(calm, max(3, int(max(grey.shape) / 2.5))), 0.05)
+    ink, calm = 1 - grey / paper, 1 - calm / paper
+    low, base = np.quantile(calm, (0.05, 0.3))
+    ink, calm = np.maximum(ink - base, 0), np.maximum(calm - base, 0)
+    floor = max(0.03, 3.5 * (base - low))
+    if calm.max() <= floor:
+        raise InputError("no ink stands out from the paper")
+
+    def threshold(values: np.ndarray) -> float:
+        top = 1 - min(20 / values.size, 0.1)
+        return max(floor, level * np.quantile(values, top))
+
+    lines = find_lines(calm > max(floor, 0.8 * threshold(calm)))
+    if lines.any():
+        lines = slide(np.maximum, lines, 3)
+        ink, calm = (
+            np.where(lines, close(np.where(lines, 0, v), 7), v) for v in (ink, calm)
+        )
+    mask = calm > threshold(calm)
+    kept, main = choose_parts(mask, calm)
+    near = slide(np.maximum, kept, 5) & (ink > 3.5 * (base - low))
+    return np.where(near, ink, 0) / np.quantile(calm[main], 0.7), kept
+
+
+def choose_parts(mask: np.ndarray, ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the connected parts of `mask`, choose the digit's; return them, and its main one.
+
+    Left out are specks, and what runs along the border: a shadow, the table.
+    """
+    labels, border = label(mask), np.ones_like(mask)
+    border[1:-1, 1:-1] = False
+    mass = np.bincount(labels[mask], ink[mask], mask.size)
+    area = np.bincount(labels[mask], minlength=mask.size)
+    touching = np.bincount(labels[mask & border], minlength=mask.size)
+    mass[touching > 0.25 * area] *= 0.1
+    chosen = np.append(mass > 0.08 * mass.max(), False)
+    return chosen[labels], labels == mass.argmax()
+
+
+def fit_digit(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Fit ink of 0 to about 1 into MNIST's form, uint8 (28, 28).
+
+    A pen that is finer or broader than MNIST's is brought to its range of widths:
+    2.2 to 5 pixels of the 20.
+    """
+    size = extent(mask)
+    soft = 0.25 * max(0, 1 - 20 / size)  # The edges of a large image are sharpened.
+    ink = np.pad(np.clip((ink - soft) / (1 - 2 * soft), 0, 1), 4)
+    edges = [np.abs(np.diff(ink, axis=axis)).sum() for axis in (0, 1)]
+    width = 2 * ink.sum() / np.hypot(*edges) * 20 / size  # Area over half the outline.
+    steps = round((np.clip(width, 2.2, 5) - width) / 0.5)
+    if steps:  # At 80 pixels a step of one pixel on either side is half one of 20.
+        ink = np.clip(resize(ink, 80 / size, Image.Resampling.BICUBIC), 0, 1)
+        ink = slide(np.maximum if steps > 0 else np.minimum, ink, 2 * abs(steps) + 1)
+    rows, columns = (np.flatnonzero((ink > 0.02).any(axis=a)) for a in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = 20 / max(ink.shape)
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    digit = resize(ink, scale, how)
+    digit = np.clip(digit / np.quantile(digit, 0.98), 0, 1)
+    digit = np.where(digit < 0.02, 0, digit)
+    form, corner = np.zeros((28, 28), np.uint8), []
+    for axis, side in enumerate(digit.shape):
+        centre = digit.sum(axis=1 - axis) @ np.arange(side) / digit.sum()
+        corner.append(int(np.clip(np.floor(14.5 - centre), 0, 28 - side)))
+    (top, left), (height, width) = corner, digit.shape
+    form[top : top + height, left : left + width] = np.round(digit * 255)
+    return form
+
+
+class Reading(NamedTuple):
+    """An image file as it was read: the picture, the digit in it, or a problem."""
+
+    file: Path
+    picture: np.ndarray | None = None  # Grey, 0 to 1, small.
+    digit: np.ndarray | None = None  # uint8 (28, 28), in MNIST's form.
+    problem: str = ""
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """List the files in `paths`, and the images in its folders in natural order."""
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        numbers = re.findall(r"(\D*)(\d*)", str(path))
+        return [(text, int(number or 0)) for text, number in numbers]
+
+    known, files = Image.registered_extensions(), []
+    for path in paths:
+        inside = [file for file in path.rglob("*") if file.suffix.lower() in known]
+        files += sorted(inside, key=natural) if path.is_dir() else [path]
+    return files
+
+
+def read_digit(file: Path) -> Reading:
+    """Read one image file and find the digit in it."""
+    try:
+        grey = read_image(file)
+        digit = prepare_digit(grey)
+    except InputError as error:
+        return Reading(file, problem=str(error))
+    return Reading(file, shrink(grey, 100), digit)
+
+
+def read_digits(files: Sequence[Path], size: int = 256) -> Iterator[list[Reading]]:
+    """Read `files` in threads, `size` at a time, and one portion ahead of its use."""
+    portions = [files[start : start + size] for start in range(0, len(files), size)]
+    with ThreadPoolExecutor() as pool:
+        ahead = pool.map(read_digit, portions[0])
+        for portion in portions[1:]:
+            ready, ahead = ahead, pool.map(read_digit, portion)
+            yield list(ready)
+        yield list(ahead)
+
+
+def load_network(path: Path) -> keras.Model:
+    """Load a network from images (n, 28, 28, 1) to ten classes, or raise InputError.
+
+    Keras's safe mode, its default, refuses a file that holds code.
+    """
+    if not path.exists():
+        raise InputError(f"{path} doesn't exist; a run without --predict trains it.")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+        shapes = model.input_shape, model.output_shape
+    except Exception as error:
+        raise InputError(f"{path} can't be loaded: {error}") from error
+    if shapes != ((None, 28, 28, 1), (None, 10)):
+        raise InputError(f"{path} is no network for digits: its shapes are {shapes}.")
+    return model
+
+
+def draw_readings(readings: Sequence[Reading], probabilities: np.ndarray) -> Figure:
+    """Draw images as given, as the network sees them, and the ten probabilities."""
+    rows = math.ceil(len(readings) / 2)
+    figure = Figure(figsize=(9, 0.2 + 1.3 * rows), layout="constrained")
+    places = figure.subplots(rows, 6, squeeze=False).reshape(-1, 3)
+    for place in places.ravel():
+        place.axis("off")
+    for (given, seen, bars), reading, row in zip(places, readings, probabilities):
+        given.set_title(reading.file.name[-16:], fontsize=9)
+        if reading.digit is None:
+            given.text(0, 0.5, "-")
+            continue
+        given.imshow(reading.picture, cmap="gray", vmin=0, vmax=1)
+        seen.imshow(reading.digit, cmap="gray", vmin=0, vmax=255)
+        seen.set_title(f"{row.argmax()}  {row.max():.0%}", fontsize=10)
+        bars.axis("on")
+        bars.bar(range(10), row)
+        bars.set(xticks=range(10), yticks=[], ylim=(0, 1))
+        bars.tick_params(labelsize=8)
+    return figure
+
+
+def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
+    """Print an answer for each image and draw the first forty; return the exit code."""
+    model, files = load_network(network), find_images(paths)
+    if not files:
+        raise InputError(f"there is no image in {', '.join(map(str, paths))}.")
+    table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
+    table.writerow(["image", "digit", "confidence", "runner-up", "confidence"])
+    quiet = sys.stdout.isatty() or not sys.stderr.isatty()
+    bar = keras.utils.Progbar(len(files), verbose=0 if quiet else 1, unit_name="image")
+    first, problems = [], 0
+    for readings in read_digits(files):
+        digits = [np.zeros((28, 28)) if r.problem else r.digit for r in readings]
+        answers = predict(model, np.stack(digits))
+        for reading, row in zip(readings, answers):
+            second, best = np.argsort(row)[-2:]
+            answer = [best, f"{row[best]:.4f}", second, f"{row[second]:.4f}"]
+            table.writerow([reading.file, *(["-"] * 4 if reading.problem else answer)])
+            if reading.problem:
+                notice(reading.problem)
+        problems += sum(1 for reading in readings if reading.problem)
+        first += list(zip(readings, answers))[: 40 - len(first)]
+        with contextlib.redirect_stdout(sys.stderr):
+            bar.add(len(readings))
+    outputs.mkdir(parents=True, exist_ok=True)
+    fresh = outputs / f".your_digits-{os.getpid()}.png"
+    draw_readings(*zip(*first)).savefig(fresh, dpi=150)
+    os.replace(fresh, outputs / "your_digits.png")
+    return 1 if problems else 0
+
+
 # ---- Command line -------------------------------------------------------------------
 
 
@@ -927,7 +1251,8 @@ def run_training(
             **run,
         }
         write_results(folder / "results", model, rows, metrics)
-    print(summarize(metrics, outputs))
+        files = sorted(file.name for file in (folder / "results").iterdir())
+    print(summarize(metrics), f"Written to {outputs}: {', '.join(files)}", sep="\n")
     return 0 if metrics["test_accuracy"] >= settings.minimum_accuracy else 1
 
 
@@ -941,8 +1266,8 @@ def write_results(folder: Path, model: keras.Model, rows: list, metrics: dict) -
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def summarize(metrics: dict[str, Any], outputs: Path) -> str:
-    """The run in three lines."""
+def summarize(metrics: dict[str, Any]) -> str:
+    """The run in two lines."""
     count = metrics["test_images"]
     low, high = metrics["test_accuracy_interval_95"]
     seconds = metrics["seconds"]
@@ -951,8 +1276,7 @@ def summarize(metrics: dict[str, Any], outputs: Path) -> str:
         f"{count:,} right, {metrics['test_accuracy']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), loss {metrics['test_loss']:.4f}\n"
         f"{seconds['total']:.0f} s after the start, {seconds['training']:.0f} s of them "
-        f"training ({metrics['images_per_second']:,.0f} images/s)\n"
-        f"Written to {outputs}: model.keras, metrics.json, history.csv, six pictures"
+        f"training ({metrics['images_per_second']:,.0f} images/s)"
     )
 
 
@@ -977,6 +1301,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--outputs", type=Path, metavar="DIR", default=OUTPUTS, help=where
     )
+    where = "read these images, or all in these folders, with the trained network"
+    parser.add_argument("--predict", type=Path, metavar="PATH", nargs="+", help=where)
+    where = "the network for --predict (default: outputs/model.keras)"
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        default=OUTPUTS / "model.keras",
+        help=where,
+    )
     where = "start afresh, even if the same run was cut off before"
     parser.add_argument("--fresh", action="store_true", help=where)
     return parser.parse_args(arguments)
@@ -988,13 +1322,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is done, 1 failed, 2 wrong usage or unusable input, 130 interrupted (143 by
     SIGTERM).
     """
-    options = vars(parse_arguments(arguments))
-    places = [options.pop(name) for name in ("data", "outputs", "fresh")]
+    options = parse_arguments(arguments)
+    knobs = [field.name for field in dataclasses.fields(Settings)]
     try:
-        settings = Settings(**options)
+        settings = Settings(**{name: getattr(options, name) for name in knobs})
         with quiet_start():
             tf.config.list_logical_devices()
-        return run_training(settings, *places)
+        if options.predict:
+            return run_predict(options.predict, options.model, options.outputs)
+        return run_training(settings, options.data, options.outputs, options.fresh)
     except InputError as error:
         notice(f"error: {error}")
         return 2
@@ -1002,9 +1338,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notice(f"error: {error}")
         return 1
     except KeyboardInterrupt as error:
-        kept = (places[1] / ".unfinished" / STATE).exists()
+        kept = (options.outputs / ".unfinished" / STATE).exists()
         saved = "the same command goes on from the last finished epoch"
-        notice(f"\nInterrupted: {saved if kept else 'no epoch was finished'}.")
+        notice(f"\nInterrupted: {saved if kept else 'nothing is saved'}.")
         return 128 + (error.args or (signal.SIGINT,))[0]
 
 

@@ -861,7 +861,7 @@ def read_image(path: Path) -> np.ndarray:
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
             image = max(seen, key=np.std)
     except Exception as error:  # A damaged file can raise almost anything.
-        raise InputError(f"{path} can't be read as an image: {error}") from error
+        raise InputError(f"it can't be read as an image: {error}") from error
     return np.asarray(image, np.float32) / 255
 
 
@@ -1141,7 +1141,7 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
             answer = [best, f"{row[best]:.4f}", second, f"{row[second]:.4f}"]
             table.writerow([reading.file, *(["-"] * 4 if reading.problem else answer)])
             if reading.problem:
-                notice(reading.problem)
+                notice(f"{reading.file}: {reading.problem}")
         problems += sum(1 for reading in readings if reading.problem)
         first += list(zip(readings, answers))[: 40 - len(first)]
         with contextlib.redirect_stdout(sys.stderr):

@@ -1,0 +1,203 @@
+"""Own handwriting: image files of every kind, MNIST's form, and the answers."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
+
+import MNIST_HandwritingRecognition as mnist
+
+MODEL = str(mnist.OUTPUTS / "model.keras")
+
+
+@pytest.fixture
+def page():
+    """A three in dark ink on light paper, grey, with some paper around it."""
+    image = Image.new("L", (160, 200), 225)
+    pen = ImageDraw.Draw(image)
+    pen.arc((50, 40, 110, 100), 180, 90, fill=40, width=9)
+    pen.arc((50, 92, 110, 152), 270, 180, fill=40, width=9)
+    return image.filter(ImageFilter.GaussianBlur(1))
+
+
+def transparent(page, ink):
+    image = Image.new("RGBA", page.size, (ink, ink, ink, 0))
+    image.putalpha(page.point(lambda value: 225 - value))
+    return image
+
+
+def turned(page):
+    """The page on its side, with the tag that says so."""
+    image = page.rotate(90, expand=True)
+    image.getexif()[0x0112] = 6
+    return image
+
+
+KINDS = {
+    "grey.png": lambda page: page,
+    "colour.jpg": lambda page: page.convert("RGB"),
+    "cmyk.jpg": lambda page: page.convert("CMYK"),
+    "palette.png": lambda page: page.convert("P"),
+    "palette.gif": lambda page: page.convert("P"),
+    "alpha.png": lambda page: page.convert("LA"),
+    "bits.png": lambda page: page.convert("1"),
+    "deep.png": lambda page: Image.fromarray(np.asarray(page, np.uint16) * 257),
+    "float.tiff": lambda page: Image.fromarray(np.asarray(page, np.float32) / 255),
+    "lossy.webp": lambda page: page.convert("RGB"),
+    "plain.bmp": lambda page: page,
+    "black on nothing.png": lambda page: transparent(page, 0),
+    "white on nothing.png": lambda page: transparent(page, 255),
+    "light on dark.png": lambda page: page.point(lambda value: 255 - value),
+    "pale.png": lambda page: page.point(lambda value: 180 + value // 5),
+    "large.jpg": lambda page: page.resize((3000, 4000)),
+    "small.png": lambda page: page.resize((28, 35), Image.Resampling.BOX),
+    "filling.png": lambda page: page.crop((46, 36, 114, 156)),
+    "turned.jpg": turned,
+}
+
+
+def predict(capsys, *paths, outputs):
+    """The exit code, the rows under the header, and what standard error says."""
+    options = ["--model", MODEL, "--outputs", str(outputs)]
+    code = mnist.main(["--predict", *map(str, paths), *options])
+    said = capsys.readouterr()
+    header, *rows = csv.reader(io.StringIO(said.out), delimiter="\t")
+    assert header == ["image", "digit", "confidence", "runner-up", "confidence"]
+    return code, rows, said.err
+
+
+def test_every_kind_of_image_is_read(page, tmp_path, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name, make in KINDS.items():
+        image = make(page)
+        image.save(folder / name, exif=image.getexif())
+    code, rows, _ = predict(capsys, folder, outputs=tmp_path)
+    assert {row[0].split("/")[-1]: row[1] for row in rows} == dict.fromkeys(KINDS, "3")
+    assert code == 0
+    with Image.open(tmp_path / "your_digits.png") as picture:
+        assert picture.width >= 1200
+
+
+@pytest.mark.parametrize("slope", [0, 0.03])
+def test_uneven_light_and_ruled_lines_are_taken_away(page, slope, tmp_path, capsys):
+    values = np.asarray(page, float)
+    across, along = np.indices(values.shape)
+    values = np.where((across + slope * along) % 45 < 1.5, values - 60, values)
+    values *= 1 - 0.4 * along / along.max()
+    values[:, 120:] *= 0.8
+    Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(tmp_path / "lined.png")
+    _, rows, _ = predict(capsys, tmp_path / "lined.png", outputs=tmp_path)
+    assert rows[0][1] == "3"
+
+
+def test_what_holds_no_digit_is_said_and_the_others_are_answered(
+    page, tmp_path, capsys
+):
+    noise = np.random.default_rng(0).normal(220, 6, (90, 120)).astype(np.uint8)
+    light = np.tile(np.linspace(90, 240, 120), (90, 1)).astype(np.uint8)
+    for name, values in {"noise": noise, "light": light, "dot": [[7]]}.items():
+        Image.fromarray(np.asarray(values, np.uint8)).save(tmp_path / f"{name}.png")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    page.resize((400, 500)).save(tmp_path / "whole.jpg")
+    half = (tmp_path / "whole.jpg").read_bytes()[:3000]
+    (tmp_path / "half.jpg").write_bytes(half)
+    (tmp_path / "text.png").write_text("no image")
+    bad = ["noise.png", "light.png", "dot.png", "bomb.png", "half.jpg", "text.png"]
+    paths = [tmp_path / name for name in [*bad, "missing.png", "whole.jpg"]]
+    code, rows, said = predict(capsys, *paths, outputs=tmp_path)
+    assert code == 1
+    assert [row[1] for row in rows] == ["-"] * 7 + ["3"]
+    for path in paths[:-1]:
+        assert f"{path}: " in said
+    assert "Traceback" not in said
+
+
+def test_folder_is_read_in_natural_order(page, tmp_path, capsys):
+    for name in ("10.png", "9.png", "1.png"):
+        page.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image, and not named as one")
+    _, rows, _ = predict(capsys, tmp_path, outputs=tmp_path / "outputs")
+    assert [row[0].split("/")[-1] for row in rows] == ["1.png", "9.png", "10.png"]
+
+
+@pytest.mark.parametrize("content", [None, b"not a network"])
+def test_network_that_is_none_is_refused(content, page, tmp_path, capsys):
+    page.save(tmp_path / "page.png")
+    model = tmp_path / "other.keras"
+    if content:
+        model.write_bytes(content)
+    options = ["--model", str(model), "--outputs", str(tmp_path)]
+    assert mnist.main(["--predict", str(tmp_path / "page.png"), *options]) == 2
+    assert str(model) in capsys.readouterr().err
+
+
+def test_network_of_other_shape_or_with_code_is_refused(tmp_path):
+    keras = mnist.keras
+    wide = keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Flatten()])
+    wide.save(tmp_path / "wide.keras")
+    with pytest.raises(mnist.InputError, match="shapes"):
+        mnist.load_network(tmp_path / "wide.keras")
+    code = keras.Sequential(
+        [keras.Input((28, 28, 1)), keras.layers.Lambda(lambda x: x)]
+    )
+    code.save(tmp_path / "code.keras")
+    with pytest.raises(mnist.InputError, match="unsafe"):
+        mnist.load_network(tmp_path / "code.keras")
+
+
+def test_round_trip_of_mnist_changes_few_answers(subset):
+    """Images that are in MNIST's form already come through nearly unchanged."""
+    model = mnist.load_network(mnist.OUTPUTS / "model.keras")
+    prepared = [
+        mnist.prepare_digit(image / np.float32(255)) for image in subset.test[0]
+    ]
+    before = mnist.predict(model, subset.test.images).argmax(axis=1)
+    after = mnist.predict(model, np.stack(prepared)).argmax(axis=1)
+    assert (before != after).sum() <= 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    points=st.lists(
+        st.tuples(st.integers(20, 180), st.integers(20, 130)),
+        min_size=3,
+        max_size=6,
+        unique=True,
+    ),
+    width=st.integers(4, 14),
+    ink=st.integers(0, 120),
+)
+def test_prepared_digit_is_in_mnists_form(points, width, ink):
+    """Any stroke: background 0, a box of at most 20, its mass in the centre."""
+    image = Image.new("L", (200, 150), 230)
+    ImageDraw.Draw(image).line(points, fill=ink, width=width)
+    digit = mnist.prepare_digit(np.asarray(image, np.float32) / 255)
+    assert (digit.dtype, digit.shape) == (np.uint8, (28, 28))
+    rows, columns = np.nonzero(digit)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+    assert digit.max() > 200
+    for axis in (0, 1):
+        mass = digit.sum(axis=1 - axis) @ np.arange(28) / digit.sum()
+        box = np.nonzero(digit.any(axis=1 - axis))[0]
+        at_border = box[0] == 0 or box[-1] == 27
+        assert abs(mass - 14) <= 0.55 or at_border
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.binary(max_size=400), kept=st.integers(0, 300))
+def test_any_bytes_end_in_the_one_error_or_in_an_image(data, kept, tmp_path_factory):
+    """Arbitrary bytes, and the start of a good file with arbitrary bytes after it."""
+    file = io.BytesIO()
+    Image.new("L", (40, 40), 200).save(file, "PNG")
+    path = tmp_path_factory.getbasetemp() / "fuzzed.png"
+    path.write_bytes(file.getvalue()[:kept] + data)
+    try:
+        grey = mnist.read_image(path)
+    except mnist.InputError:
+        return
+    assert grey.ndim == 2

@@ -47,8 +47,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # Ctrl-C during the imports ends them without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def stop(number: int, frame: Any) -> None:
+    """End the program on a signal that comes while it is still starting."""
+    os.write(SCREEN, b"Interrupted: nothing had begun.\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":  # The imports below take seconds.
+    SCREEN = os.dup(2)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
 
 try:
     import fcntl

@@ -129,6 +129,25 @@ def test_interrupt_says_how_to_go_on(outputs, number, code, uninterrupted):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.5, 2.5, 4])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_interrupt_while_starting_is_one_line(outputs, number, code, seconds):
+    process = subprocess.Popen(
+        [*COMMAND, "--outputs", str(outputs)], stderr=subprocess.PIPE, text=True
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    if process.returncode != -number:  # Python itself had not yet started.
+        assert process.returncode == code
+        assert "Interrupted: " in said.splitlines()[-1]
+        assert "Traceback" not in said
+
+
+@pytest.mark.slow
 def test_changed_settings_start_afresh_and_say_why(outputs):
     run_epochs(outputs, kill_after="epoch 1")
     said = run_epochs(outputs, "--seed", "4", kill_after="epoch 1")

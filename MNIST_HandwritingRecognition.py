@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -221,10 +222,8 @@ def read_dataset(path: Path) -> Dataset:
     try:
         with contextlib.ExitStack() as stack:
             if path.is_dir():
-                files, start = (
-                    [str(f) for f in path.rglob("*") if f.is_file()],
-                    io.FileIO,
-                )
+                files = [str(file) for file in path.rglob("*") if file.is_file()]
+                start = functools.partial(open, mode="rb")
             else:
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 files, start = archive.namelist(), archive.open

@@ -94,7 +94,7 @@ def quiet_start() -> Iterator[None]:
 
 
 # On layers this small TensorFlow's own kernels are faster than oneDNN's. The others
-# could falsify a run: another backend, a cap on epochs or steps. All are read at import.
+# could falsify a run: another backend, a cap on epochs or steps. Read on import.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 for cap in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
@@ -205,7 +205,7 @@ def notice(message: str) -> None:
 
 
 def load_dataset(path: Path | None, limit: int | None) -> Dataset:
-    """Load the data at `path`, or else MNIST; only the first `limit` images, if given."""
+    """Load the data at `path`, or else MNIST; with `limit`, only the first of it."""
     dataset = read_dataset(path) if path else load_mnist()
     if limit is None or limit >= len(dataset.train.labels):
         return dataset
@@ -408,7 +408,7 @@ def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Exampl
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
-    """Turn uint8 images (n, 28, 28) into the network's input: (n, 28, 28, 1), 0 to 1."""
+    """Make uint8 images (n, 28, 28) the network's input, (n, 28, 28, 1), 0 to 1."""
     return images[..., np.newaxis].astype(np.float32) / 255
 
 
@@ -489,6 +489,7 @@ def training_batches(
     fold_in = tf.random.experimental.stateless_fold_in
 
     def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
+        """Batches of indices, in this epoch's own order."""
         order = tf.random.experimental.stateless_shuffle(
             tf.range(len(examples.labels)), fold_in((settings.seed, 0), epoch)
         )
@@ -496,6 +497,7 @@ def training_batches(
         return order.batch(settings.batch_size, drop_remainder=True)
 
     def prepare(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The chosen examples, distorted in this step's own way."""
         images = tf.cast(tf.gather(pixels, chosen), tf.float32)[..., tf.newaxis] / 255
         seed = fold_in((settings.seed, 1), step)
         return augment(images, seed, settings.augmentation), tf.gather(classes, chosen)
@@ -523,6 +525,14 @@ def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
     )
     model.compile(optimizer, loss, metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
+
+
+def start_model(settings: Settings, steps: int) -> keras.Model:
+    """A compiled network with the seed's own first weights, for `steps` steps."""
+    keras.utils.set_random_seed(settings.seed)
+    model = build_model(steps)
+    compile_model(model, settings, steps)
+    return model
 
 
 def save_state(path: Path, model: keras.Model, rows: list, run: dict) -> None:
@@ -557,29 +567,33 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
     return state["rows"]
 
 
+def count_steps(count: int, batch_size: int) -> int:
+    """How many whole batches an epoch of `count` images has; InputError if none."""
+    if batch_size > count:
+        raise InputError(
+            f"--batch-size {batch_size} is more than the {count} images to train on."
+        )
+    return count // batch_size
+
+
 def train(
     settings: Settings, training: Examples, validation: Examples, path: Path, run: dict
 ) -> tuple[keras.Model, list[dict[str, float]]]:
     """Train a network; return it, and a row of figures for each epoch.
 
-    The state after each epoch is kept at `path`, from where the same `run` (a
-    description that JSON can hold) goes on. Raises InputError if the images don't fill
-    a batch, FloatingPointError if the loss stops being a number.
+    From the state that is kept at `path` after each epoch, the same `run` goes on.
+    Raises InputError if no batch is filled, FloatingPointError if the loss diverges.
     """
-    steps = len(training.labels) // settings.batch_size
-    if not steps:
-        held = f"{len(training.labels)} images to train on"
-        raise InputError(f"--batch-size {settings.batch_size} is more than the {held}.")
-    keras.utils.set_random_seed(settings.seed)
-    model = build_model(steps * settings.epochs)
-    compile_model(model, settings, steps * settings.epochs)
+    steps = count_steps(len(training.labels), settings.batch_size)
+    model = start_model(settings, steps * settings.epochs)
     rows = load_state(path, model, run)
     start, on_terminal = time.perf_counter(), sys.stderr.isatty()
 
     def log(epoch: int, logs: dict[str, float]) -> None:
+        """Keep an epoch's figures and the state; print where no progress bar does."""
         nonlocal start
-        now = time.perf_counter()
-        start, seconds = now, now - start
+        seconds = time.perf_counter() - start
+        start += seconds
         if not all(map(math.isfinite, logs.values())):
             path.unlink(missing_ok=True)
             raise FloatingPointError("the loss diverged; try a lower --learning-rate.")
@@ -598,7 +612,7 @@ def train(
             validation_data=(normalize(validation.images), targets),
             validation_batch_size=1000,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=log)],
-            verbose=1 if on_terminal else 0,
+            verbose=int(on_terminal),
             shuffle=False,  # The batches are shuffled already.
         )
     return model, rows
@@ -627,6 +641,7 @@ def calibrate(model: keras.Model, validation: Examples) -> keras.Model:
     logits = np.log(predict(model, validation.images) + 1e-30)
 
     def loss(temperature: float) -> float:
+        """The cross-entropy at this temperature."""
         scaled = np.exp(logits / temperature)
         return cross_entropy(scaled / scaled.sum(1, keepdims=True), validation.labels)
 
@@ -756,7 +771,7 @@ def draw_predictions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
 
 
 def draw_misclassified(dataset: Dataset, probabilities: np.ndarray) -> Figure:
-    """Draw the test images that are misread, at most fifty, the most confident first."""
+    """Draw the misread test images, at most fifty, the most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != dataset.test.labels)
     chosen = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:50]
     count = f"{len(wrong):,} of {len(dataset.test.labels):,} test images"
@@ -987,6 +1002,7 @@ def find_ink(grey: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         raise InputError("no ink stands out from the paper")
 
     def threshold(values: np.ndarray) -> float:
+        """What is ink for sure, of values with as few as twenty pixels of it."""
         top = 1 - min(20 / values.size, 0.1)
         return max(floor, level * np.quantile(values, top))
 
@@ -1003,7 +1019,7 @@ def find_ink(grey: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_parts(mask: np.ndarray, ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the connected parts of `mask`, choose the digit's; return them, and its main one.
+    """Choose the digit's among the connected parts of `mask`; also its main part.
 
     Left out are specks, and what runs along the border: a shadow, the table.
     """
@@ -1061,6 +1077,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """List the files in `paths`, and the images in its folders in natural order."""
 
     def natural(path: Path) -> list[tuple[int, str]]:
+        """The path in parts, so that 9 comes before 10."""
         numbers = re.findall(r"(\D*)(\d*)", str(path))
         return [(text, int(number or 0)) for text, number in numbers]
 
@@ -1283,8 +1300,8 @@ def summarize(metrics: dict[str, Any]) -> str:
         f"Test set of {metrics['data']['name']}: {count - metrics['test_errors']:,} of "
         f"{count:,} right, {metrics['test_accuracy']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), loss {metrics['test_loss']:.4f}\n"
-        f"{seconds['total']:.0f} s after the start, {seconds['training']:.0f} s of them "
-        f"training ({metrics['images_per_second']:,.0f} images/s)"
+        f"{seconds['total']:.0f} s after the start, {seconds['training']:.0f} s of "
+        f"them training ({metrics['images_per_second']:,.0f} images/s)"
     )
 
 

@@ -1175,6 +1175,7 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
     fresh = outputs / f".your_digits-{os.getpid()}.png"
     draw_readings(*zip(*first)).savefig(fresh, dpi=150)
     os.replace(fresh, outputs / "your_digits.png")
+    notice(f"Written to {outputs / 'your_digits.png'}")
     return 1 if problems else 0
 
 
@@ -1365,7 +1366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         kept = (options.outputs / ".unfinished" / STATE).exists()
         saved = "the same command goes on from the last finished epoch"
-        notice(f"\nInterrupted: {saved if kept else 'nothing is saved'}.")
+        notice(f"\nInterrupted: {saved if kept else 'no epoch was finished'}.")
         return 128 + (error.args or (signal.SIGINT,))[0]
 
 

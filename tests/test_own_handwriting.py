@@ -156,9 +156,9 @@ def test_round_trip_of_mnist_changes_few_answers(subset):
     prepared = [
         mnist.prepare_digit(image / np.float32(255)) for image in subset.test[0]
     ]
-    before = mnist.predict(model, subset.test.images).argmax(axis=1)
+    before = mnist.predict(model, subset.test.images[:120]).argmax(axis=1)
     after = mnist.predict(model, np.stack(prepared)).argmax(axis=1)
-    assert (before != after).sum() <= 2
+    assert (before != after).sum() <= 1
 
 
 @settings(deadline=None, max_examples=60)

@@ -93,6 +93,7 @@ def kill_until_done(outputs, kills, latest):
     check_whole(outputs)
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_result(outputs, uninterrupted):
     shutil.copytree(uninterrupted, outputs)
     kill_until_done(outputs, kills=2, latest=10)

@@ -154,7 +154,8 @@ def test_round_trip_of_mnist_changes_few_answers(subset):
     """Images that are in MNIST's form already come through nearly unchanged."""
     model = mnist.load_network(mnist.OUTPUTS / "model.keras")
     prepared = [
-        mnist.prepare_digit(image / np.float32(255)) for image in subset.test[0]
+        mnist.prepare_digit(image / np.float32(255))
+        for image in subset.test.images[:120]
     ]
     before = mnist.predict(model, subset.test.images[:120]).argmax(axis=1)
     after = mnist.predict(model, np.stack(prepared)).argmax(axis=1)

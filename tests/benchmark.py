@@ -1,7 +1,7 @@
 """Measure the script over several seeds, each run in a fresh process of its own.
 
 python tests/benchmark.py --seeds 5 --epochs 1      five quick runs
-python tests/benchmark.py --seeds 5 --control       Keras's example beside the script
+python tests/benchmark.py --seeds 5 --control 2     Keras's example beside the script
 python tests/benchmark.py --scaling                 how time and memory grow
 python tests/benchmark.py --epochs 60 --seeds 3 --json long.json
 
@@ -270,7 +270,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("--seeds", type=int, default=5, metavar="N", help="runs (default 5)")
-    add("--control", action="store_true", help="measure Keras's example, too")
+    where = "runs of Keras's example beside the first N seeds (default 0)"
+    add("--control", type=int, default=0, metavar="N", help=where)
     add("--control-epochs", default="15", metavar="N", help="its epochs (default 15)")
     where = "1, 2, 4 epochs, then 15,000, 30,000, 60,000 images, in place of the seeds"
     add("--scaling", action="store_true", help=where)
@@ -288,7 +289,7 @@ def plan(options: argparse.Namespace, passed: list[str]) -> list[Run]:
     for seed in range(options.seeds):
         arguments = [*passed, "--seed", str(seed)]
         runs.append((run_script, arguments))
-        if options.control:  # In turn, so that a drift of the machine's hits both.
+        if seed < options.control:  # In turn, so that a drift of the machine's hits both.
             arguments = [*arguments, "--epochs", options.control_epochs]
             runs.append((run_control, arguments))
     return runs

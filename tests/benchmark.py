@@ -289,7 +289,7 @@ def plan(options: argparse.Namespace, passed: list[str]) -> list[Run]:
     for seed in range(options.seeds):
         arguments = [*passed, "--seed", str(seed)]
         runs.append((run_script, arguments))
-        if seed < options.control:  # In turn, so that a drift of the machine's hits both.
+        if seed < options.control:  # In turn: a drift of the machine's hits both.
             arguments = [*arguments, "--epochs", options.control_epochs]
             runs.append((run_control, arguments))
     return runs

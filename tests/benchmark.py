@@ -9,6 +9,7 @@ Options not in --help, such as --epochs, --limit, --batch-size and --data, go to
 script, whose whole command is run; the figures are from the files it writes. Leave the
 machine to it: whatever else runs is in its seconds. The columns:
 
+validation      accuracy on the images held out of the training part
 accuracy, loss  on the test set, at the end of a run
 training s      every epoch, with its validation and TensorFlow's preparations
 images/s        training images by that time
@@ -52,6 +53,7 @@ Run = tuple[Callable[[list[str]], Row], list[str]]  # A function, the script's o
 
 DEFAULTS = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # TensorFlow's; the script differs.
 COLUMNS = {  # Of the tables: a figure's name in a row, its heading, its format.
+    "validation_accuracy": ("validation", ".3%"),
     "test_accuracy": ("accuracy", ".3%"),
     "test_loss": ("loss", ".4f"),
     "training_seconds": ("training s", ".1f"),
@@ -137,7 +139,7 @@ def run_script(arguments: list[str]) -> Row:
     images = metrics["data"]["training"] // size * size * epochs_run
     seconds = [float(epoch["seconds"]) for epoch in epochs]
     accuracies = [float(epoch["val_accuracy"]) for epoch in epochs]
-    kept = ("test_accuracy", "test_loss", "data", "settings")
+    kept = ("test_accuracy", "test_loss", "validation_accuracy", "data", "settings")
     row = {name: metrics[name] for name in (*kept, "versions", "weights_sha256")}
     return row | describe_training(model, images, seconds, accuracies)
 
@@ -180,6 +182,7 @@ def run_control(arguments: list[str]) -> Row:
     test = script.normalize(dataset.test.images), dataset.test.labels
     loss, accuracy = model.evaluate(*test, verbose=0)
     row = {"test_accuracy": accuracy, "test_loss": loss, "excess_seconds": excess}
+    row["validation_accuracy"] = accuracies[-1]
     count = int(len(labels) * 0.9) * options.epochs
     return row | describe_training(model, count, seconds, accuracies)
 

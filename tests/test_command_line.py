@@ -149,7 +149,7 @@ def test_metrics_tell_what_was_run(trained, subset):
 def test_times_add_up(trained):
     seconds = dict(trained.metrics["seconds"])
     total = seconds.pop("total")
-    assert list(seconds) == ["data", "training", "evaluation", "figures"]
+    assert list(seconds) == ["start", "data", "training", "evaluation", "figures"]
     assert total == pytest.approx(sum(seconds.values()), abs=0.05)
     rate = 4 * 2640 / seconds["training"]
     assert trained.metrics["images_per_second"] == pytest.approx(rate, rel=0.01)
@@ -190,7 +190,9 @@ def test_screen_shows_the_summary_and_a_line_an_epoch(two_runs):
     for _, stdout, stderr, _ in two_runs:
         assert stdout.startswith("Test set of a part of mnist_subset.npz (not MNIST): ")
         assert 1 < stdout.count("\n") <= 5
-        assert re.fullmatch(r"epoch 1, .*accuracy 0\.\d+.*\n", stderr), stderr
+        assert re.fullmatch(r"Data: .*\nepoch 1 of 1: .*accuracy 0\.\d+.*\n", stderr), (
+            stderr
+        )
 
 
 def test_too_low_an_accuracy_is_exit_1_after_all_is_written(two_runs):

@@ -177,6 +177,15 @@ def archive(spoil):
     return make
 
 
+def many_entries(folder):
+    """A zip that lists a million empty files."""
+    entry = b"PK\1\2" + bytes(24) + b"\1\0" + bytes(16) + b"x"
+    size = (len(entry) * 10**6).to_bytes(4, "little")
+    end = b"PK\5\6" + bytes(4) + b"\xff" * 4 + size + bytes(6)
+    (folder / "many.zip").write_bytes(entry * 10**6 + end)
+    return folder / "many.zip"
+
+
 def some_files(count):
     """What makes a folder with `count` of the four IDX files."""
 
@@ -221,6 +230,7 @@ BAD = {
     "magic cut": images(IMAGES[:2]),
     "empty IDX": images(b""),
     "text": images(b"Not Found\n"),
+    "zip of a million entries": many_entries,
     "gzip of rubbish": images(GZIPPED, "train-images-idx3-ubyte.gz"),
     "truncated gzip": images(gzip.compress(IMAGES)[:-9], "train-images-idx3-ubyte.gz"),
     "corrupt gzip": images(
@@ -268,6 +278,11 @@ def test_bad_data_are_refused_in_one_sentence(bad, tmp_path, earlier, capsys):
     assert stderr.count("\n") == 1, stderr
     assert str(path) in stderr
     assert earlier.now() == earlier.files
+
+
+def test_a_zip_of_too_many_files_is_not_even_listed(tmp_path):
+    with pytest.raises(ValueError, match="too many files"):
+        mnist.open_zip(many_entries(tmp_path))
 
 
 def test_no_more_is_unpacked_than_the_maximum(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 
+import handwriting
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,6 +149,15 @@ def test_network_of_other_shape_or_with_code_is_refused(tmp_path):
     code.save(tmp_path / "code.keras")
     with pytest.raises(mnist.InputError, match="unsafe"):
         mnist.load_network(tmp_path / "code.keras")
+
+
+def test_digits_on_synthetic_paper_are_read(subset, tmp_path, capsys):
+    """Most of them; how many exactly is for handwriting.py to measure."""
+    handwriting.write_pages(tmp_path, subset.test, 60)
+    _, rows, _ = predict(capsys, tmp_path, outputs=tmp_path / "outputs")
+    right = [row[0].split("/")[-1][0] == row[1] for row in rows]
+    assert len(right) == 60
+    assert sum(right) >= 55
 
 
 def test_round_trip_of_mnist_changes_few_answers(subset):

@@ -201,6 +201,34 @@ def test_full_disk_ends_with_a_sentence_and_keeps_the_earlier_results(
     assert metrics_of(outputs) == before
 
 
+@pytest.mark.slow
+def test_disk_that_fills_up_anywhere_keeps_the_earlier_results(
+    uninterrupted, tmp_path, capsys
+):
+    """Disks with room for less or more of a run: for none of the state, or all."""
+    disk, codes = tmp_path / "disk", []
+    disk.mkdir()
+    for room in (0, 600, 1250, 1350, 1450, 1600, 1750, 1900, 2050, 4000):
+        size = f"size={1300 + room}k"
+        mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount a small disk")
+        try:
+            outputs = shutil.copytree(uninterrupted, disk / "outputs")
+            before = {path.name: path.read_bytes() for path in outputs.iterdir()}
+            more = ["--epochs", "1", "--outputs", str(outputs)]
+            codes.append(mnist.main([*COMMAND[2:], *more]))
+            check_whole(outputs)
+            files = {p.name: p.read_bytes() for p in outputs.iterdir() if p.is_file()}
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+        if codes[-1]:
+            assert files == before
+            assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    assert codes == sorted(codes, reverse=True)
+    assert set(codes) == {0, 1}
+
+
 def test_a_second_run_on_the_same_outputs_is_refused(outputs, capsys):
     with mnist.workplace(outputs):
         assert mnist.main([*COMMAND[2:], "--outputs", str(outputs)]) == 2

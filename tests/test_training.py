@@ -70,8 +70,7 @@ def test_batches_of_a_resumed_run_are_those_it_would_have_had(subset):
 
 
 def test_learning_rate_rises_to_its_peak_and_ends_near_zero():
-    model, settings = mnist.build_model(), mnist.Settings(learning_rate=0.03)
-    mnist.compile_model(model, settings, steps=100)
+    model = mnist.start_model(mnist.Settings(learning_rate=0.03), steps=100)
     rates = []
     for step in range(101):
         model.optimizer.iterations.assign(step)

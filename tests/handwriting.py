@@ -1,0 +1,204 @@
+"""Measure how well the script reads digits that don't come in MNIST's form.
+
+python tests/handwriting.py paper     1,000 test digits of MNIST on synthetic paper
+python tests/handwriting.py mnist     the 10,000 test images, as they are and as PNG
+python tests/handwriting.py FOLDER    your own images, named by their digit: 7_3.png
+
+Every image goes through the script's whole --predict, with the network in outputs/. The
+rate is of a second call in the same process, so it leaves out start-up and compilation.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import MNIST_HandwritingRecognition as mnist
+
+
+def draw_page(digit: np.ndarray, chance: np.random.Generator) -> Image.Image:
+    """Put a digit, uint8 (28, 28), on a sheet of paper; all else is up to `chance`.
+
+    Its size, place, pen and ink; the sheet's size, colour, ruled lines and specks;
+    light that falls off, a shadow's edge, blur, noise, JPEG's losses, and the tag of a
+    camera that was held upright or not.
+    """
+    longest = int(np.exp(chance.uniform(np.log(28), np.log(1500))))
+    shape = (longest, max(28, int(longest * chance.uniform(0.5, 1))))[
+        :: chance.choice([1, -1])
+    ]
+    smallest = max(18, longest / 15)
+    size = int(
+        np.exp(chance.uniform(*np.log([smallest, max(smallest, min(shape)) + 1])))
+    )
+    ink = choose_pen(digit, size, chance)
+    rows, columns = mnist.find_box(ink > 0.1)
+    ink = ink[rows, columns]
+    shape = np.maximum(shape, ink.shape)
+    cover = draw_background(tuple(shape), size, chance)
+    top, left = (int(chance.uniform(0, room + 1)) for room in shape - ink.shape)
+    part = cover[top : top + ink.shape[0], left : left + ink.shape[1]]
+    np.maximum(part, ink, out=part)
+    sheet = chance.uniform(0.6, 1)
+    values = sheet * (1 - chance.uniform(0.35, 0.95) * cover)
+    if chance.random() < 0.3:
+        values = 1 - values
+    return photograph(values, size, chance)
+
+
+def choose_pen(digit: np.ndarray, size: int, chance: np.random.Generator) -> np.ndarray:
+    """The digit as ink, 0 to 1, about `size` pixels large, by a pen of any width."""
+    image = Image.fromarray(digit).resize((168, 168), Image.Resampling.BICUBIC)
+    width = 2 * int(chance.integers(0, 4)) + 1
+    if size >= 24 and chance.random() < 0.5:
+        pen = chance.choice([ImageFilter.MinFilter, ImageFilter.MaxFilter])
+        image = image.filter(pen(width))
+    side = round(size * 28 / 20)
+    how = Image.Resampling.BICUBIC if side > 168 else Image.Resampling.BOX
+    ink = np.asarray(image.resize((side, side), how), np.float32) / 255
+    steep = max(1, min(side / 28, 4))  # What was enlarged gets its sharp edges back.
+    return np.clip((ink - 0.5) * steep + 0.5, 0, 1) if steep > 1 else ink
+
+
+def draw_background(shape: tuple, size: int, chance: np.random.Generator) -> np.ndarray:
+    """Ruled lines and specks for a digit of `size`: their cover, 0 to 1, of `shape`."""
+    cover, (y, x) = np.zeros(shape, np.float32), np.indices(shape, np.float32)
+    if size >= 40 and chance.random() < 0.25:
+        pitch, slope = size * chance.uniform(0.5, 1.2), np.tan(chance.normal(0, 0.017))
+        strength = chance.uniform(0.1, 0.6)
+        for across in (y + slope * x, x - slope * y)[: chance.integers(1, 3)]:
+            distance = (across + chance.uniform(0, pitch)) % pitch
+            line = np.clip(max(1, size / 60) + 0.5 - distance, 0, 1)
+            cover = np.maximum(cover, strength * line)
+    for _ in range(chance.integers(0, 6) if chance.random() < 0.3 else 0):
+        place, radius = chance.uniform(0, shape), size * chance.uniform(0.01, 0.03)
+        cover[np.hypot(y - place[0], x - place[1]) <= max(radius, 0.6)] = 0.8
+    return cover
+
+
+def photograph(
+    values: np.ndarray, size: int, chance: np.random.Generator
+) -> Image.Image:
+    """What a camera makes of a page, grey from 0 to 1, with a digit of `size`."""
+
+    def sometimes(share: float, most: float) -> float:
+        """Nothing or, in a share of the cases, up to `most`."""
+        return chance.uniform(0, most) if chance.random() < share else 0
+
+    y, x = (
+        place / side - 0.5
+        for place, side in zip(np.indices(values.shape), values.shape)
+    )
+    angle = chance.uniform(0, 2 * np.pi)
+    along = (x * np.cos(angle) + y * np.sin(angle)) * 1.4  # From -1 to 1.
+    light = 1 - sometimes(0.4, 0.5) * (along + 1) / 2
+    light *= 1 - 2 * sometimes(0.2, 0.4) * (x**2 + y**2)
+    if max(values.shape) >= 100:
+        edge = (along - chance.uniform(-0.5, 0.5)) * max(values.shape)
+        soft = np.clip(edge / chance.uniform(0.7, 8), -50, 50)
+        light *= 1 - sometimes(0.25, 0.5) / (1 + np.exp(-soft))
+    image = Image.fromarray((values * light * 255).astype(np.uint8))
+    image = image.filter(ImageFilter.GaussianBlur(sometimes(0.4, max(0.6, size / 60))))
+    grain = chance.normal(0, 1, values.shape) * sometimes(0.5, 0.06) * 255
+    image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    turned, tag = [(0, 1), (90, 6), (180, 3), (270, 8)][chance.integers(0, 4)]
+    image = image.rotate(turned, expand=True)
+    if chance.random() < 0.5:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=int(chance.integers(30, 95)))
+        image = Image.open(file)
+    image.getexif()[0x0112] = tag  # How to turn it upright.
+    return image
+
+
+def write_pages(folder: Path, examples: Any, count: int, seed: int = 0) -> None:
+    """Write `count` of the examples on synthetic paper, as 7_0012.png and so on."""
+    chance = np.random.default_rng(seed)
+    for number in range(count):
+        which = chance.integers(len(examples.labels))
+        page = draw_page(examples.images[which], chance)
+        name = f"{examples.labels[which]}_{number:04d}.png"
+        page.save(folder / name, exif=page.getexif())
+
+
+def predict(paths: list[Path]) -> list[dict[str, str]]:
+    """The rows that the script's --predict prints, with repeated names numbered."""
+    with tempfile.TemporaryDirectory() as outputs:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            mnist.main(["--predict", *map(str, paths), "--outputs", outputs])
+    names = ["image", "digit", "confidence", "runner-up", "its confidence"]
+    lines = printed.getvalue().splitlines()[1:]
+    return list(csv.DictReader(lines, names, delimiter="\t"))
+
+
+def report(name: str, right: np.ndarray, sure: np.ndarray) -> None:
+    """Print how many are right, of all and of those with a confidence of .9 or more."""
+    print(
+        f"{name}: {right.sum():,} of {len(right):,} right ({right.mean():.2%}); "
+        f"sure of {sure.sum():,}, of them {right[sure].sum():,} right "
+        f"({right[sure].mean():.2%})"
+    )
+
+
+def measure(folder: Path) -> None:
+    """Read all images in `folder`, twice, and print what came of it."""
+    predict([folder])
+    start = time.perf_counter()
+    rows = predict([folder])
+    seconds = time.perf_counter() - start
+    right = np.array([Path(row["image"]).name[0] == row["digit"] for row in rows])
+    sure = np.array(
+        [row["digit"] != "-" and float(row["confidence"]) >= 0.9 for row in rows]
+    )
+    report(folder.name, right, sure)
+    missed = [row for row, hit in zip(rows, right) if not hit]
+    for row in missed[:30]:
+        print(
+            f"  {Path(row['image']).name} read as {row['digit']} ({row['confidence']})"
+        )
+    print(f"  {len(rows) / seconds:.0f} images/s")
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", help="paper, mnist, or a folder of images")
+    parser.add_argument("--count", type=int, default=1000, help="pages (default 1000)")
+    parser.add_argument(
+        "--keep", type=Path, help="write the images here, and keep them"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.keep or temporary, options.what)
+        if options.what not in ("paper", "mnist"):
+            measure(Path(options.what))
+            return
+        folder.mkdir(parents=True)
+        test = mnist.load_mnist().test
+        if options.what == "paper":
+            write_pages(folder, test, options.count)
+        else:
+            model = mnist.load_network(mnist.OUTPUTS / "model.keras")
+            answers = mnist.predict(model, test.images)
+            right = answers.argmax(axis=1) == test.labels
+            report("as they are", right, answers.max(axis=1) >= 0.9)
+            for number, (image, label) in enumerate(zip(*test)):
+                Image.fromarray(image).save(folder / f"{label}_{number:04d}.png")
+        measure(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,9 @@ python MNIST_HandwritingRecognition.py --data PATH      a copy of your own
 python MNIST_HandwritingRecognition.py --predict PATH   read your own digits
 python MNIST_HandwritingRecognition.py --help           every setting, and why
 
+Its chapters: Settings, Data, Model, Training, Evaluation, Figures, Own handwriting,
+Command line. Each uses only what stands above it.
+
 With 99,162 parameters it reads 9,957 of the 10,000 test images, 99.57 %: one run of
 the first command, the one in outputs/, with under three minutes of training on two
 CPU cores (TensorFlow 2.21, Keras 3.15, Python 3.11).
@@ -581,6 +584,13 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
     return state["rows"]
 
 
+def count_steps(count: int, batch_size: int) -> int:
+    """How many whole batches an epoch of `count` images has; InputError if none."""
+    if batch_size > count:
+        raise InputError(f"--batch-size is more than the {count} images to train on.")
+    return count // batch_size
+
+
 def train(
     settings: Settings, training: Examples, validation: Examples, path: Path, run: dict
 ) -> tuple[keras.Model, list[dict[str, float]]]:
@@ -589,26 +599,23 @@ def train(
     From the state that is kept at `path` after each epoch, the same `run` goes on.
     Raises InputError if no batch is filled, FloatingPointError if the loss diverges.
     """
-    steps, left = divmod(len(training.labels), settings.batch_size)
-    if not steps:
-        raise InputError(f"--batch-size is more than the {left} images to train on.")
+    steps = count_steps(len(training.labels), settings.batch_size)
     model = start_model(settings, steps * settings.epochs)
     rows = load_state(path, model, run)
-    start, on_terminal = time.perf_counter(), sys.stderr.isatty()
+    ends, on_terminal = [time.perf_counter()], sys.stderr.isatty()
 
     def log(epoch: int, logs: dict[str, float]) -> None:
         """Keep an epoch's figures and the state; print where no progress bar does."""
-        nonlocal start
-        seconds = time.perf_counter() - start
-        start += seconds
+        ends.append(time.perf_counter())
         if not all(map(math.isfinite, logs.values())):
             path.unlink(missing_ok=True)
             raise FloatingPointError("the loss diverged; try a lower --learning-rate.")
-        rows.append({"epoch": epoch + 1, **logs, "seconds": round(seconds, 2)})
+        seconds = round(ends[-1] - ends[-2], 2)
+        rows.append({"epoch": epoch + 1, **logs, "seconds": seconds})
         save_state(path, model, rows, run)
         if not on_terminal:
-            figures = [f"{name} {value:.4f}" for name, value in logs.items()]
-            notice(f"epoch {epoch + 1} of {settings.epochs}: {', '.join(figures)}")
+            which, *figures = (f"{name} {x:.4g}" for name, x in rows[-1].items())
+            notice(f"{which} of {settings.epochs}: {', '.join(figures)}")
 
     targets = keras.utils.to_categorical(validation.labels, 10)
     with contextlib.redirect_stdout(sys.stderr):  # Where a progress bar belongs.
@@ -1019,8 +1026,8 @@ def fit_digit(ink: np.ndarray) -> np.ndarray:
     digit = np.clip(digit / np.quantile(digit, 0.98), 0, 1)
     digit = np.where(digit < 0.02, 0, digit)
     form, (height, width) = np.zeros((28, 28), np.uint8), digit.shape
-    top, left = (int(14.5 - centre) for centre in ndimage.center_of_mass(digit))
-    top, left = min(top, 28 - height), min(left, 28 - width)
+    corner = 14.5 - np.array(ndimage.center_of_mass(digit))
+    top, left = np.clip(corner, 0, (28 - height, 28 - width)).astype(int)
     form[top : top + height, left : left + width] = np.round(digit * 255)
     return form
 

@@ -77,7 +77,7 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
-from scipy import ndimage
+from scipy import ndimage, stats
 
 
 @contextlib.contextmanager
@@ -148,7 +148,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for field in dataclasses.fields(self):
-            value, (_, low, high) = getattr(self, field.name), field.metadata.values()
+            value, allowed = getattr(self, field.name), field.metadata
+            low, high = allowed["low"], allowed["high"]
             if value is not None and not low <= value <= high:
                 option = "--" + field.name.replace("_", "-")
                 bounds = f"{low} or more" if high == math.inf else f"{low} to {high}"
@@ -260,13 +261,12 @@ def read_dataset(path: Path) -> Dataset:
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a .zip or .npz; ValueError if its list of files is too long for a dataset.
 
-    The length of the list is the file's, 10 bytes from its end if no comment follows.
+    A zip ends in a record whose bytes 12 to 16 are the size of that list.
     """
     with path.open("rb") as file:
         file.seek(-min(2**16, path.stat().st_size), os.SEEK_END)
-        end = file.read()
-    place = end.rfind(b"PK\5\6") + 12
-    if int.from_bytes(end[place : place + 4], "little") > 2**20:
+        _, found, record = file.read().rpartition(b"PK\5\6")
+    if found and int.from_bytes(record[8:12], "little") > 2**22:
         raise ValueError("it lists too many files")
     return zipfile.ZipFile(path)
 
@@ -287,10 +287,9 @@ def parse_array(data: bytes) -> np.ndarray:
         raise ValueError("it is no IDX file of unsigned bytes")
     start = 4 + 4 * data[3]
     shape = np.frombuffer(data[4:start], ">u4").tolist()
-    if math.prod(shape) != len(data) - start:
-        raise ValueError(
-            f"its header promises {shape} items, {len(data) - start} follow"
-        )
+    items = len(data) - start
+    if math.prod(shape) != items:
+        raise ValueError(f"its header promises {shape} items, {items} follow")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -377,7 +376,7 @@ def fetch_mnist(download: Callable[[Path], Path], copy: Path) -> Dataset:
 def download_with_keras(folder: Path) -> Path:
     """Let Keras's own loader fetch MNIST, with `folder` for its home."""
     command = "import keras; keras.datasets.mnist.load_data()"
-    run_python(["-c", command], seconds=30, KERAS_HOME=str(folder))
+    run_python(["-c", command], seconds=60, KERAS_HOME=str(folder))
     return folder / "datasets" / "mnist.npz"
 
 
@@ -416,7 +415,7 @@ def run_python(arguments: Sequence[str], seconds: float, **environment: str) -> 
             command, env=variables, timeout=seconds, check=False, **options
         )
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"no answer within {seconds:.0f} seconds.") from error
+        raise OSError(f"not done within {seconds:.0f} seconds.") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given."]
         raise OSError(next((x for x in lines if x.startswith("ERROR:")), lines[-1]))
@@ -478,8 +477,8 @@ BLOCKS = [
 def build_model(steps: int = 1000) -> keras.Sequential:
     """The network: from images (n, 28, 28, 1), 0 to 1, to probabilities (n, 10).
 
-    The statistics that it normalizes with after training are averages over the last
-    ten of the run's `steps`, or over the last tenth of a short run.
+    The statistics that it normalizes with after training are running averages over
+    about the last ten of the run's `steps`, or the last tenth of a short run.
     """
     momentum = 1 - 1 / min(10, max(2, steps / 10))
     model = keras.Sequential([keras.Input((28, 28, 1))])
@@ -587,7 +586,9 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
 def count_steps(count: int, batch_size: int) -> int:
     """How many whole batches an epoch of `count` images has; InputError if none."""
     if batch_size > count:
-        raise InputError(f"--batch-size is more than the {count} images to train on.")
+        raise InputError(
+            f"--batch-size {batch_size} is more than the {count} images to train on."
+        )
     return count // batch_size
 
 
@@ -670,11 +671,7 @@ def calibrate(model: keras.Model, validation: Examples) -> keras.Model:
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a rate (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
-    z, rate = 1.959964, successes / trials
-    centre = rate + z**2 / (2 * trials)
-    spread = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    scale = 1 + z**2 / trials
-    return (centre - spread) / scale, (centre + spread) / scale
+    return tuple(stats.binomtest(successes, trials).proportion_ci(method="wilson"))
 
 
 def count_confusions(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -683,10 +680,7 @@ def count_confusions(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 
 
 def per_class(counts: np.ndarray) -> dict[str, dict[str, float]]:
-    """Each digit's precision, recall and F1 (0 where undefined), and its support.
-
-    `counts` (10, 10) has a row for each true digit, a column for each predicted one.
-    """
+    """Precision, recall, F1 (or 0), support, of counts (10, 10), true by predicted."""
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     totals = (predicted, support, (predicted + support) / 2)
     rates = [(hits / np.maximum(total, 1)).tolist() for total in totals]
@@ -730,9 +724,8 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 def digest_weights(model: keras.Model) -> str:
     """SHA-256 of the weights' bytes, by which two runs can be compared."""
-    return hashlib.sha256(
-        b"".join(w.tobytes() for w in model.get_weights())
-    ).hexdigest()
+    data = b"".join(array.tobytes() for array in model.get_weights())
+    return hashlib.sha256(data).hexdigest()
 
 
 # ---- Figures ------------------------------------------------------------------------
@@ -766,9 +759,7 @@ def draw_digits(
 def draw_training_data(dataset: Dataset) -> Figure:
     """Draw the first four examples of each digit."""
     digits = [np.flatnonzero(dataset.train.labels == digit) for digit in range(10)]
-    chosen = np.concatenate(
-        [places[row : row + 1] for row in range(4) for places in digits]
-    )
+    chosen = [found[row] for row in range(4) for found in digits if row < len(found)]
     heading = f"Training images of {dataset.name}, with their labels"
     return draw_digits(heading, dataset.train.take(chosen))
 
@@ -938,8 +929,10 @@ def find_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 def is_dark_on_light(grey: np.ndarray) -> bool:
     """Whether paper is lighter than ink: ink is the smaller part, paper the border."""
-    around = ndimage.uniform_filter(grey, max(grey.shape) // 2 | 1, mode="nearest")
-    rest = (grey - around - (grey - around).mean()) / ((grey - around).std() + 1e-6)
+    rest = grey - ndimage.uniform_filter(grey, max(grey.shape) // 2 | 1, mode="nearest")
+    rest = (rest - rest.mean()) / (rest.std() + 1e-6)
+    # Two signs, added: a bright border, and a skew to the dark side, which few dark
+    # pixels among many bright ones have.
     border = np.concatenate([rest[0], rest[-1], rest[:, 0], rest[:, -1]])
     return bool(np.median(border) >= (rest**3).mean())
 
@@ -948,11 +941,11 @@ def find_ink(grey: np.ndarray, faint: float) -> np.ndarray:
     """Find a digit's ink on light paper: its strength (height, width), 0 to 1.
 
     Ink is what takes a share of the light that the paper around it has, so shadows
-    and gradients go. Raises InputError if nothing stands out from the noise, or takes
-    more than the share `faint`.
+    and gradients go. Raises InputError if nothing stands out from the noise, or if even
+    the darkest takes less than the share `faint` of the light.
     """
     calm = ndimage.gaussian_filter(grey, max(grey.shape) / 120)
-    paper = close(calm, int(max(grey.shape) / 2.5))
+    paper = close(calm, max(1, int(max(grey.shape) / 2.5)))
     ink = 1 - calm / np.maximum(paper, 0.05)
     low, base = np.quantile(ink, (0.05, 0.3))
     noise, ink = 3.5 * (base - low), np.maximum(ink - base, 0)
@@ -963,10 +956,12 @@ def find_ink(grey: np.ndarray, faint: float) -> np.ndarray:
     parts, count = ndimage.label(ink > max(noise, 0.45 * peak), np.ones((3, 3)))
     if peak < max(faint, 1.15 * noise) or not count:
         raise InputError("no ink stands out from the paper")
+    # Keep no specks, and nothing that reaches in from outside, but always the largest
+    # part. Part 0 is the paper.
     mass = np.append(0, ndimage.sum_labels(ink, parts, range(1, count + 1)))
-    kept = mass > 0.05 * mass.max()  # Not specks,
+    kept = mass > 0.05 * mass.max()
     kept[np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = False
-    kept[mass.argmax()] = True  # nor what reaches in from outside, beside a digit.
+    kept[mass.argmax()] = True
     near = ndimage.maximum_filter(kept[parts], 5) & (ink > noise)
     full = np.quantile(ink[parts == mass.argmax()], 0.7)
     return np.minimum(np.where(near, ink, 0) / full, 1)
@@ -984,7 +979,8 @@ def close(values: np.ndarray, size: int) -> np.ndarray:
 def erase_lines(ink: np.ndarray, level: float) -> np.ndarray:
     """Take out ruled lines: thin, nearly level or upright, above `level` right across.
 
-    Where one crosses a stroke, the stroke goes on.
+    Where one crosses a stroke, the stroke goes on. A stroke that is as fine and as long
+    would be taken for one.
     """
     thin, lines = max(ink.shape) // 32, np.zeros_like(ink, bool)
     for axis in (0, 1) if thin > 1 else ():  # A small image could have no thin line.
@@ -1001,14 +997,14 @@ def erase_lines(ink: np.ndarray, level: float) -> np.ndarray:
 
 
 def broaden(ink: np.ndarray) -> np.ndarray:
-    """Bring the strokes of a fine pen to a width of 2.6 of the digit's 20 pixels."""
+    """Bring a fine pen's strokes to a width of about 2.6 of the digit's 20 pixels."""
     size = max(side.stop - side.start for side in find_box(ink > 0.3))
     ink = np.pad(ink, 4)
     edges = [np.abs(np.diff(ink, axis=axis)).sum() for axis in (0, 1)]
     width = 2 * ink.sum() / np.hypot(*edges) * 20 / size  # Area over half the outline.
     if (steps := round((2.6 - width) / 0.5)) < 1:
         return ink
-    # At 80 pixels a step of one pixel on either side is half one of 20.
+    # The digit is now 80 pixels large: one more on either side is half a pixel of 20.
     large = np.clip(resize(ink, 80 / size, Image.Resampling.BICUBIC), 0, 1)
     return ndimage.maximum_filter(large, 2 * steps + 1)
 
@@ -1023,9 +1019,11 @@ def fit_digit(ink: np.ndarray) -> np.ndarray:
     scale = 20 / max(ink.shape)
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     digit = resize(ink, scale, how)
+    # As in MNIST, ink is full in the middle of a stroke.
     digit = np.clip(digit / np.quantile(digit, 0.98), 0, 1)
     digit = np.where(digit < 0.02, 0, digit)
     form, (height, width) = np.zeros((28, 28), np.uint8), digit.shape
+    # MNIST's centre of mass is at pixel 14, counted from 0; the half rounds.
     corner = 14.5 - np.array(ndimage.center_of_mass(digit))
     top, left = np.clip(corner, 0, (28 - height, 28 - width)).astype(int)
     form[top : top + height, left : left + width] = np.round(digit * 255)
@@ -1037,19 +1035,20 @@ class Reading(NamedTuple):
 
     file: Path
     picture: np.ndarray | None = None  # Grey, 0 to 1, small.
-    digit: np.ndarray | None = None  # uint8 (28, 28), in MNIST's form.
+    digit: np.ndarray = np.zeros((28, 28), np.uint8)  # In MNIST's form.
     problem: str = ""
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List the files in `paths`, and the images in its folders in natural order."""
+    """List the files in `paths`, and and the images in folders, in natural order."""
 
     def natural(path: Path) -> list[tuple[int, str]]:
         """The path in parts, so that 9 comes before 10."""
         numbers = re.findall(r"(\D*)(\d*)", str(path))
         return [(text, int(number or 0)) for text, number in numbers]
 
-    known, files = Image.registered_extensions(), []
+    kinds = Image.registered_extensions().items()  # Some can only be written.
+    known, files = {suffix for suffix, kind in kinds if kind in Image.OPEN}, []
     for path in paths:
         inside = [file for file in path.rglob("*") if file.suffix.lower() in known]
         files += sorted(inside, key=natural) if path.is_dir() else [path]
@@ -1102,8 +1101,9 @@ def draw_readings(readings: Sequence[Reading], probabilities: np.ndarray) -> Fig
     for place in places.ravel():
         place.axis("off")
     for (given, seen, bars), reading, row in zip(places, readings, probabilities):
-        given.set_title(reading.file.name[-16:], fontsize=9)
-        if reading.digit is None:
+        name = reading.file.name[-16:].encode(errors="replace").decode()
+        given.set_title(name, fontsize=9, parse_math=False)
+        if reading.problem:
             given.text(0, 0.5, "-")
             continue
         given.imshow(reading.picture, cmap="gray", vmin=0, vmax=1)
@@ -1121,21 +1121,22 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
     model, files = load_network(network), find_images(paths)
     if not files:
         raise InputError(f"there is no image in {', '.join(map(str, paths))}.")
+    with contextlib.suppress(AttributeError):  # A stream of another kind stays as is.
+        sys.stdout.reconfigure(errors="backslashreplace")
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     table.writerow(["image", "digit", "confidence", "runner-up", "confidence"])
     quiet = sys.stdout.isatty() or not sys.stderr.isatty()
     bar = keras.utils.Progbar(len(files), verbose=0 if quiet else 1, unit_name="image")
     first, problems = [], 0
     for readings in read_digits(files):
-        digits = [np.zeros((28, 28)) if r.problem else r.digit for r in readings]
-        answers = predict(model, np.stack(digits))
+        answers = predict(model, np.stack([reading.digit for reading in readings]))
         for reading, row in zip(readings, answers):
             second, best = np.argsort(row)[-2:]
             answer = [best, f"{row[best]:.4f}", second, f"{row[second]:.4f}"]
-            table.writerow([reading.file, *(["-"] * 4 if reading.problem else answer)])
             if reading.problem:
+                problems, answer = problems + 1, ["-"] * 4
                 notice(f"{reading.file}: {reading.problem}")
-        problems += sum(1 for reading in readings if reading.problem)
+            table.writerow([reading.file, *answer])
         first += list(zip(readings, answers))[: 40 - len(first)]
         with contextlib.redirect_stdout(sys.stderr):
             bar.add(len(readings))
@@ -1271,7 +1272,7 @@ def summarize(metrics: dict[str, Any]) -> str:
         f"Test set of {metrics['data']['name']}: {count - metrics['test_errors']:,} of "
         f"{count:,} right, {metrics['test_accuracy']:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), loss {metrics['test_loss']:.4f}\n"
-        f"{seconds['total']:.0f} s in all, {seconds['training']:.0f} s of them training "
+        f"{seconds['total']:.0f} s in all, {seconds['training']:.0f} s to train "
         f"({metrics['images_per_second']:,.0f} images/s)"
     )
 
@@ -1297,11 +1298,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     where = "an .npz, or a folder or .zip of IDX files (default: MNIST, fetched once)"
     path("--data", help=where)
     where = "folder for the results (default: outputs, beside the script)"
-    path("--outputs", default=OUTPUTS, help=where)
+    path("--outputs", default=OUTPUTS, metavar="DIR", help=where)
     where = "read these images, or all in these folders, with the trained network"
     path("--predict", nargs="+", help=where)
     where = "the network for --predict (default: outputs/model.keras)"
-    path("--model", default=OUTPUTS / "model.keras", help=where)
+    path("--model", default=OUTPUTS / "model.keras", metavar="FILE", help=where)
     where = "start afresh, even if the same run was cut off before"
     parser.add_argument("--fresh", action="store_true", help=where)
     return parser.parse_args(arguments)
@@ -1322,16 +1323,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.predict:
             return run_predict(options.predict, options.model, options.outputs)
         return run_training(settings, options.data, options.outputs, options.fresh)
-    except InputError as error:
+    except (InputError, OSError, FloatingPointError) as error:
         notice(f"error: {error}")
-        return 2
-    except (OSError, FloatingPointError) as error:
-        notice(f"error: {error}")
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as error:
         kept = (options.outputs / ".unfinished" / STATE).exists()
         saved = "the same command goes on from the last finished epoch"
-        notice(f"\nInterrupted: {saved if kept else 'no epoch was finished'}.")
+        saved = f": {saved if kept else 'no epoch was finished'}"
+        notice(f"\nInterrupted{'' if options.predict else saved}.")
         return 128 + (error.args or (signal.SIGINT,))[0]
 
 

@@ -259,7 +259,10 @@ def test_interrupt_is_exit_130_in_one_line(subset, earlier, monkeypatch, capsys)
     options = ["--data", subset.source, "--outputs", str(earlier.folder)]
     assert mnist.main(options) == 130
     stdout, stderr = capsys.readouterr()
-    assert (stdout, stderr.strip().count("\n")) == ("", 0)
+    assert stdout == ""
+    data, *lines = filter(None, stderr.splitlines())
+    assert data.startswith("Data: ")
+    assert len(lines) == 1
     assert earlier.now() == earlier.files
 
 

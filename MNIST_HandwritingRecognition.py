@@ -9,9 +9,9 @@ python MNIST_HandwritingRecognition.py --help           every setting, and why
 Its chapters: Settings, Data, Model, Training, Evaluation, Figures, Own handwriting,
 Command line. Each uses only what stands above it.
 
-With 99,162 parameters it reads 9,957 of the 10,000 test images, 99.57 %: one run of
-the first command, the one in outputs/, with under three minutes of training on two
-CPU cores (TensorFlow 2.21, Keras 3.15, Python 3.11).
+With 99,162 parameters it reads 99.58 % of the 10,000 test images: the mean of five
+runs with seeds 0 to 4 (99.56 to 99.61), each with three and a half minutes of training
+on two CPU cores (TensorFlow 2.21, Keras 3.15, Python 3.11).
 """
 # /// script
 # requires-python = ">=3.11"

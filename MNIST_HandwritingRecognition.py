@@ -1040,7 +1040,7 @@ class Reading(NamedTuple):
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List the files in `paths`, and and the images in folders, in natural order."""
+    """List the files in `paths`, and the images in folders, in natural order."""
 
     def natural(path: Path) -> list[tuple[int, str]]:
         """The path in parts, so that 9 comes before 10."""

@@ -46,6 +46,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -949,8 +950,8 @@ def find_ink(grey: np.ndarray, faint: float) -> np.ndarray:
     ink = 1 - calm / np.maximum(paper, 0.05)
     low, base = np.quantile(ink, (0.05, 0.3))
     noise, ink = 3.5 * (base - low), np.maximum(ink - base, 0)
-    # The darkest pixels, as few as twenty, tell ink from paler ruled lines.
-    darkest = 1 - min(20 / ink.size, 0.1)
+    # The darkest pixels, as few as twenty, or a small 1, tell ink from ruled lines.
+    darkest = 1 - min(20, max(ink.shape) / 2) / ink.size
     ink = erase_lines(ink, 0.3 * np.quantile(ink, darkest))
     peak = np.quantile(ink, darkest)
     parts, count = ndimage.label(ink > max(noise, 0.45 * peak), np.ones((3, 3)))
@@ -1142,7 +1143,8 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
             bar.add(len(readings))
     outputs.mkdir(parents=True, exist_ok=True)
     fresh = outputs / f".your_digits-{os.getpid()}.png"
-    draw_readings(*zip(*first)).savefig(fresh, dpi=150)
+    with warnings.catch_warnings(action="ignore"):  # A name may have unknown signs.
+        draw_readings(*zip(*first)).savefig(fresh, dpi=150)
     os.replace(fresh, outputs / "your_digits.png")
     notice(f"Written to {outputs / 'your_digits.png'}")
     return 1 if problems else 0

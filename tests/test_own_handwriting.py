@@ -160,6 +160,15 @@ def test_digits_on_synthetic_paper_are_read(subset, tmp_path, capsys):
     assert sum(right) >= 36
 
 
+def test_digits_of_14x14_pixels_are_read(subset):
+    model = mnist.load_network(mnist.OUTPUTS / "model.keras")
+    images, labels = subset.test.take(slice(100))
+    small = [Image.fromarray(255 - x).reduce(2) for x in images]
+    greys = [np.asarray(image, np.float32) / 255 for image in small]
+    answers = mnist.predict(model, np.stack([mnist.prepare_digit(x) for x in greys]))
+    assert (answers.argmax(axis=1) == labels).sum() >= 96
+
+
 def test_round_trip_of_mnist_changes_few_answers(subset):
     """Images that are in MNIST's form already come through nearly unchanged."""
     model = mnist.load_network(mnist.OUTPUTS / "model.keras")

@@ -118,6 +118,23 @@ def test_what_holds_no_digit_is_said_and_the_others_are_answered(
     assert "Traceback" not in said
 
 
+def test_a_missing_file_is_said_and_leaves_an_earlier_picture(tmp_path, capsys):
+    (tmp_path / "your_digits.png").write_text("earlier")
+    code, rows, said = predict(capsys, tmp_path / "no.png", outputs=tmp_path)
+    assert (code, rows[0][1]) == (1, "-")
+    assert "No such file" in said
+    assert (tmp_path / "your_digits.png").read_text() == "earlier"
+
+
+def test_outputs_that_name_a_file_are_refused_at_once(page, tmp_path, capsys):
+    page.save(tmp_path / "page.png")
+    paths = ["--predict", str(tmp_path / "page.png"), "--outputs"]
+    assert mnist.main([*paths, str(tmp_path / "page.png"), "--model", MODEL]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "page.png can't be written to: File exists." in said.err
+
+
 def test_folder_is_read_in_natural_order(page, tmp_path, capsys):
     for name in ("10.png", "9.png", "1.png"):
         page.save(tmp_path / name)

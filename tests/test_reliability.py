@@ -149,6 +149,21 @@ def test_interrupt_while_starting_is_one_line(outputs, number, code, seconds):
 
 
 @pytest.mark.slow
+def test_a_reader_that_stops_early_ends_a_run_quietly(outputs):
+    """As `| head -1` does. The results are there before the first line is."""
+    command = [*COMMAND, "--epochs", "1", "--outputs", str(outputs)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == -signal.SIGPIPE
+    assert said.splitlines()[-1].startswith("epoch 1")
+    check_whole(outputs)
+    assert (outputs / "metrics.json").exists()
+
+
+@pytest.mark.slow
 def test_changed_settings_start_afresh_and_say_why(outputs):
     run_epochs(outputs, kill_after="epoch 1")
     said = run_epochs(outputs, "--seed", "4", kill_after="epoch 1")

@@ -58,7 +58,7 @@ def test_every_option_that_is_mentioned_exists(capsys):
     with pytest.raises(SystemExit):
         mnist.main(["--help"])
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    of_others = {"--seeds", "--control", "--json", "--scaling"}
+    of_others = {"--seeds", "--control", "--json", "--scaling", "--count", "--keep"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - of_others <= known
 
 

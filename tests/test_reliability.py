@@ -63,7 +63,7 @@ def outputs(tmp_path):
 def uninterrupted(tmp_path_factory):
     """The outputs of a run that nothing disturbed."""
     outputs = tmp_path_factory.mktemp("uninterrupted")
-    assert run(outputs).returncode == 0
+    assert mnist.main([*COMMAND[2:], "--outputs", str(outputs)]) == 0
     return outputs
 
 
@@ -91,6 +91,15 @@ def kill_until_done(outputs, kills, latest):
         check_whole(outputs)
     assert run(outputs).returncode == 0
     check_whole(outputs)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(outputs, uninterrupted):
+    run_epochs(outputs, kill_after="epoch 2")
+    check_whole(outputs)
+    again = run(outputs)
+    assert "after its epoch" in again.stderr
+    assert same_result(outputs, uninterrupted)
+    assert not (outputs / ".unfinished").exists()
 
 
 @pytest.mark.slow

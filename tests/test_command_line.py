@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -168,55 +169,73 @@ def test_summary_tells_the_result(trained):
 
 @pytest.fixture(scope="module")
 def two_runs(subset, tmp_path_factory):
-    """The same command, twice at once, each from a folder of its own."""
-    options = ["--limit=300", "--epochs=1", "--batch-size=32", "--outputs=here"]
+    """The same command in two folders at once; one is killed, and given again."""
+    options = ["--limit=300", "--epochs=2", "--batch-size=32", "--outputs=here"]
     command = [sys.executable, mnist.__file__, "--data", subset.source, *options]
-    folders = [tmp_path_factory.mktemp("user") for _ in range(2)]
-    runs = [
-        subprocess.Popen(
-            [*command, "--minimum-accuracy=1"],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for folder in folders
-    ]
-    texts = [run.communicate() for run in runs]
-    return [(run.returncode, *text, f) for run, text, f in zip(runs, texts, folders)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def start(folder):
+        return subprocess.Popen([*command, "--minimum-accuracy=1"], cwd=folder, **pipes)
+
+    def finish(run, folder):
+        names = ("stdout", "stderr", "code", "folder")
+        values = (*run.communicate(), run.returncode, folder)
+        return SimpleNamespace(**dict(zip(names, values)))
+
+    one, other = (tmp_path_factory.mktemp("user") for _ in range(2))
+    whole, killed = start(one), start(other)
+    for line in killed.stderr:
+        if line.startswith("epoch 1"):
+            break
+    killed.kill()
+    killed.communicate()
+    left = [file.name for file in (other / "here").iterdir()]
+    whole, resumed = finish(whole, one), finish(start(other), other)
+    return SimpleNamespace(whole=whole, resumed=resumed, left=left)
 
 
 def test_screen_shows_the_summary_and_a_line_an_epoch(two_runs):
-    for _, stdout, stderr, _ in two_runs:
-        assert stdout.startswith("Test set of a part of mnist_subset.npz (not MNIST): ")
-        assert 1 < stdout.count("\n") <= 5
-        assert re.fullmatch(r"Data: .*\nepoch 1 of 1: .*accuracy 0\.\d+.*\n", stderr), (
-            stderr
+    data, one, two = r"Data: .*\n", r"epoch 1 of 2: .*\n", r"epoch 2 of 2: .* s\n"
+    assert re.fullmatch(data + one + two, two_runs.whole.stderr)
+    resumed = "Going on with an unfinished run, after its epoch 1.\n"
+    assert re.fullmatch(data + resumed + two, two_runs.resumed.stderr)
+    for run in (two_runs.whole, two_runs.resumed):
+        assert run.stdout.startswith(
+            "Test set of a part of mnist_subset.npz (not MNIST): "
         )
+        assert 1 < run.stdout.count("\n") <= 5
 
 
 def test_too_low_an_accuracy_is_exit_1_after_all_is_written(two_runs):
-    for code, _, _, folder in two_runs:
-        assert code == 1
-        assert sorted(file.name for file in (folder / "here").iterdir()) == FILES
-        assert sorted(file.name for file in folder.iterdir()) == ["here"]
+    for run in (two_runs.whole, two_runs.resumed):
+        assert run.code == 1
+        assert sorted(file.name for file in (run.folder / "here").iterdir()) == FILES
+        assert sorted(file.name for file in run.folder.iterdir()) == ["here"]
 
 
 def test_part_of_the_data_is_marked_as_such(two_runs):
-    metrics = json.loads((two_runs[0][-1] / "here" / "metrics.json").read_text())
-    data = metrics["data"]
+    data = metrics_of(two_runs.whole)["data"]
     assert data["name"] == "a part of mnist_subset.npz (not MNIST)"
     assert data["canonical_mnist"] is False
     assert (data["training"], data["validation"], data["test"]) == (275, 25, 50)
 
 
-def test_same_seed_gives_the_same_weights_in_any_process(two_runs):
-    one, other = (
-        json.loads((folder / "here" / "metrics.json").read_text())
-        for *_, folder in two_runs
-    )
-    assert one["weights_sha256"] == other["weights_sha256"]
-    assert one["test_loss"] == other["test_loss"]
+def test_a_killed_run_goes_on_to_the_result_of_any_other_process(two_runs):
+    assert two_runs.left == [".unfinished"]
+    figures, histories = [], []
+    for run in (two_runs.whole, two_runs.resumed):
+        metrics = metrics_of(run)
+        del metrics["seconds"], metrics["images_per_second"]
+        figures.append(metrics)
+        lines = (run.folder / "here" / "history.csv").read_text().splitlines()
+        histories.append([line.rpartition(",")[0] for line in lines])
+    assert figures[0] == figures[1]  # The digest of the weights is among them.
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 3
+
+
+def metrics_of(run):
+    return json.loads((run.folder / "here" / "metrics.json").read_text())
 
 
 # ---- Arguments and exit codes ---------------------------------------------------

@@ -1061,12 +1061,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def read_digit(file: Path) -> Reading:
     """Read one image file and find the digit in it."""
+    reading = Reading(file)
     try:
         grey = read_image(file)
-        digit = prepare_digit(grey)
+        reading = reading._replace(picture=shrink(grey, 100))
+        return reading._replace(digit=prepare_digit(grey))
     except InputError as error:
-        return Reading(file, problem=str(error))
-    return Reading(file, shrink(grey, 100), digit)
+        return reading._replace(problem=str(error))
 
 
 def read_digits(files: Sequence[Path], size: int = 256) -> Iterator[list[Reading]]:
@@ -1110,10 +1111,11 @@ def draw_readings(readings: Sequence[Reading], probabilities: np.ndarray) -> Fig
     for (given, seen, bars), reading, row in zip(places, readings, probabilities):
         name = reading.file.name[-16:].encode(errors="replace").decode()
         given.set_title(name, fontsize=9, parse_math=False)
+        if reading.picture is not None:
+            given.imshow(reading.picture, cmap="gray", vmin=0, vmax=1)
         if reading.problem:
-            given.text(0, 0.5, "-")
+            seen.text(0, 0.5, "not read")
             continue
-        given.imshow(reading.picture, cmap="gray", vmin=0, vmax=1)
         seen.imshow(reading.digit, cmap="gray", vmin=0, vmax=255)
         seen.set_title(f"{row.argmax()}  {row.max():.0%}", fontsize=10)
         bars.axis("on")

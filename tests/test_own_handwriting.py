@@ -116,6 +116,9 @@ def test_what_holds_no_digit_is_said_and_the_others_are_answered(
     for path in paths[:-1]:
         assert f"{path}: " in said
     assert "Traceback" not in said
+    light = mnist.read_digit(tmp_path / "light.png")  # It is drawn all the same.
+    assert light.problem
+    assert light.picture.shape == (75, 100)
 
 
 def test_a_missing_file_is_said_and_leaves_an_earlier_picture(tmp_path, capsys):

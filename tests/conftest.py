@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,18 +68,45 @@ def earlier(tmp_path):
     )
 
 
+OPTIONS = ["--epochs", "4", "--batch-size", "32", "--minimum-accuracy", "0.95"]
+
+
+def kill_and_resume(command, folder):
+    """Run a user's program, kill it after its second epoch, and start it again."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, **pipes) as killed:
+        for line in killed.stderr:
+            if line.startswith("epoch 2"):
+                break
+        killed.kill()
+    left = [file.name for file in (folder / "here").iterdir()]
+    done = subprocess.run(command, cwd=folder, check=False, **pipes)
+    names = {"stdout": done.stdout, "stderr": done.stderr, "code": done.returncode}
+    return SimpleNamespace(**names, folder=folder, left=left)
+
+
 @pytest.fixture(scope="session")
-def trained(subset, tmp_path_factory):
+def resuming(subset, tmp_path_factory):
+    """The promise of a run that is killed and resumed, on the other processor."""
+    command = [sys.executable, mnist.__file__, "--data", subset.source, *OPTIONS]
+    folder = tmp_path_factory.mktemp("resumed")
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(kill_and_resume, [*command, "--outputs", "here"], folder)
+
+
+@pytest.fixture(scope="session")
+def trained(subset, resuming, tmp_path_factory):
     """One real run of the whole script on the subset, and what it wrote."""
     folder = tmp_path_factory.mktemp("trained")
-    options = ["--epochs", "4", "--batch-size", "32", "--outputs", str(folder)]
-    with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        code = mnist.main(["--data", subset.source, *options])
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = mnist.main(["--data", subset.source, *OPTIONS, "--outputs", str(folder)])
     model = keras.saving.load_model(folder / "model.keras")
     return SimpleNamespace(
         code=code,
         folder=folder,
         stdout=stdout.getvalue(),
+        stderr=stderr.getvalue(),
         model=model,
         metrics=json.loads((folder / "metrics.json").read_text()),
         probabilities=model.predict(subset.test.images[..., None] / 255, verbose=0),

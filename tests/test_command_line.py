@@ -3,12 +3,9 @@
 import csv
 import dataclasses
 import hashlib
-import json
 import math
 import re
-import subprocess
-import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -139,7 +136,7 @@ def test_metrics_tell_what_was_run(trained, subset):
         "validation": 240,
         "test": 480,
     }
-    given = {"epochs": 4, "batch_size": 32}
+    given = {"epochs": 4, "batch_size": 32, "minimum_accuracy": 0.95}
     assert metrics["settings"] == dataclasses.asdict(mnist.Settings()) | given
     assert metrics["versions"]["keras"] == keras.__version__
     assert metrics["versions"]["numpy"] == np.__version__
@@ -167,75 +164,18 @@ def test_summary_tells_the_result(trained):
 # ---- As a user runs it ----------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def two_runs(subset, tmp_path_factory):
-    """The same command in two folders at once; one is killed, and given again."""
-    options = ["--limit=300", "--epochs=2", "--batch-size=32", "--outputs=here"]
-    command = [sys.executable, mnist.__file__, "--data", subset.source, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-
-    def start(folder):
-        return subprocess.Popen([*command, "--minimum-accuracy=1"], cwd=folder, **pipes)
-
-    def finish(run, folder):
-        names = ("stdout", "stderr", "code", "folder")
-        values = (*run.communicate(), run.returncode, folder)
-        return SimpleNamespace(**dict(zip(names, values)))
-
-    one, other = (tmp_path_factory.mktemp("user") for _ in range(2))
-    whole, killed = start(one), start(other)
-    for line in killed.stderr:
-        if line.startswith("epoch 1"):
-            break
-    killed.kill()
-    killed.communicate()
-    left = [file.name for file in (other / "here").iterdir()]
-    whole, resumed = finish(whole, one), finish(start(other), other)
-    return SimpleNamespace(whole=whole, resumed=resumed, left=left)
+def test_screen_shows_the_summary_and_a_line_an_epoch(trained):
+    epochs = [rf"epoch {epoch} of 4: .*, \d+\.\d+ s\n" for epoch in (1, 2, 3, 4)]
+    assert re.fullmatch(r"Data: .*\n" + "".join(epochs), trained.stderr)
+    assert trained.stdout.startswith("Test set of mnist_subset.npz (not MNIST): ")
+    assert 1 < trained.stdout.count("\n") <= 5
 
 
-def test_screen_shows_the_summary_and_a_line_an_epoch(two_runs):
-    data, one, two = r"Data: .*\n", r"epoch 1 of 2: .*\n", r"epoch 2 of 2: .* s\n"
-    assert re.fullmatch(data + one + two, two_runs.whole.stderr)
-    resumed = "Going on with an unfinished run, after its epoch 1.\n"
-    assert re.fullmatch(data + resumed + two, two_runs.resumed.stderr)
-    for run in (two_runs.whole, two_runs.resumed):
-        assert run.stdout.startswith(
-            "Test set of a part of mnist_subset.npz (not MNIST): "
-        )
-        assert 1 < run.stdout.count("\n") <= 5
-
-
-def test_too_low_an_accuracy_is_exit_1_after_all_is_written(two_runs):
-    for run in (two_runs.whole, two_runs.resumed):
-        assert run.code == 1
-        assert sorted(file.name for file in (run.folder / "here").iterdir()) == FILES
-        assert sorted(file.name for file in run.folder.iterdir()) == ["here"]
-
-
-def test_part_of_the_data_is_marked_as_such(two_runs):
-    data = metrics_of(two_runs.whole)["data"]
-    assert data["name"] == "a part of mnist_subset.npz (not MNIST)"
-    assert data["canonical_mnist"] is False
-    assert (data["training"], data["validation"], data["test"]) == (275, 25, 50)
-
-
-def test_a_killed_run_goes_on_to_the_result_of_any_other_process(two_runs):
-    assert two_runs.left == [".unfinished"]
-    figures, histories = [], []
-    for run in (two_runs.whole, two_runs.resumed):
-        metrics = metrics_of(run)
-        del metrics["seconds"], metrics["images_per_second"]
-        figures.append(metrics)
-        lines = (run.folder / "here" / "history.csv").read_text().splitlines()
-        histories.append([line.rpartition(",")[0] for line in lines])
-    assert figures[0] == figures[1]  # The digest of the weights is among them.
-    assert histories[0] == histories[1]
-    assert len(histories[0]) == 3
-
-
-def metrics_of(run):
-    return json.loads((run.folder / "here" / "metrics.json").read_text())
+def test_part_of_the_data_is_marked_as_such(subset):
+    part = mnist.load_dataset(Path(subset.source), limit=300)
+    assert part.name == "a part of mnist_subset.npz (not MNIST)"
+    assert not part.canonical
+    assert (len(part.train.labels), len(part.test.labels)) == (300, 50)
 
 
 # ---- Arguments and exit codes ---------------------------------------------------

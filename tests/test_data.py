@@ -295,12 +295,15 @@ def test_no_more_is_unpacked_than_the_maximum(tmp_path, monkeypatch):
             mnist.read_dataset(make(tmp_path))
 
 
-def test_few_images_of_one_class_alone_work(subset, tmp_path):
-    fours = subset.train.take(subset.train.labels == 4)
-    arrays = (*fours.take(slice(12)), *fours.take(slice(12, 14)))
-    np.savez(tmp_path / "fours.npz", **dict(zip(KEYS, arrays)))
-    options = ["--epochs=1", "--batch-size=4", "--outputs", str(tmp_path)]
-    assert mnist.main(["--data", str(tmp_path / "fours.npz"), *options]) == 0
+def test_few_images_of_one_class_alone_work(subset, tmp_path, capsys):
+    """The test images are of another class: too low an accuracy is exit 1, at the end."""
+    train, test = (subset.train.take(subset.train.labels == digit) for digit in (4, 7))
+    arrays = (*train.take(slice(12)), *test.take(slice(2)))
+    np.savez(tmp_path / "few.npz", **dict(zip(KEYS, arrays)))
+    options = ["--epochs=1", "--batch-size=4", "--minimum-accuracy=0.5"]
+    options += ["--data", str(tmp_path / "few.npz"), "--outputs", str(tmp_path)]
+    assert mnist.main(options) == 1
+    assert "of one class" in capsys.readouterr().err
     assert (tmp_path / "metrics.json").exists()
 
 

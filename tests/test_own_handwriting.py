@@ -173,11 +173,11 @@ def test_network_of_other_shape_or_with_code_is_refused(tmp_path):
 
 def test_digits_on_synthetic_paper_are_read(subset, tmp_path, capsys):
     """Most of them; how many exactly is for handwriting.py to measure."""
-    handwriting.write_pages(tmp_path, subset.test, 20)
+    handwriting.write_pages(tmp_path, subset.test, 12)
     _, rows, _ = predict(capsys, tmp_path, outputs=tmp_path / "outputs")
     right = [row[0].split("/")[-1][0] == row[1] for row in rows]
-    assert len(right) == 20
-    assert sum(right) >= 18
+    assert len(right) == 12
+    assert sum(right) >= 11
 
 
 def test_digits_of_14x14_pixels_are_read(subset):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import resource
 import shutil
 import signal
@@ -82,6 +83,31 @@ def same_result(outputs, reference):
         for o in (outputs, reference)
     ]
     return one == other and histories[0] == histories[1]
+
+
+# ---- One run that is killed and started again, as a program ---------------------
+
+
+def test_a_killed_run_leaves_nothing_half_done_and_says_that_it_goes_on(resuming):
+    resumed = resuming.result()
+    assert resumed.left == [".unfinished"]
+    said = "Data: .*\nGoing on with an unfinished run, after its epoch 2.\nepoch 3 .*\n"
+    assert re.fullmatch(said + "epoch 4 .*\n", resumed.stderr)
+    assert resumed.stdout.startswith("Test set of ")
+    assert resumed.code == 0
+    assert [file.name for file in resumed.folder.iterdir()] == ["here"]
+
+
+def test_a_killed_run_ends_with_the_files_of_another_process(resuming, trained):
+    outputs = resuming.result().folder / "here"
+    assert same_result(outputs, trained.folder)
+    names = [
+        sorted(file.name for file in o.iterdir()) for o in (outputs, trained.folder)
+    ]
+    assert names[0] == names[1]
+
+
+# ---- Many runs, cut off in many ways --------------------------------------------
 
 
 def kill_until_done(outputs, kills, latest):

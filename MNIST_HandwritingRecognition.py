@@ -78,28 +78,28 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
-from scipy import ndimage, stats
+
+try:
+    from scipy import ndimage
+except ImportError:  # To train needs none.
+    ndimage = None
 
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keep TensorFlow's start-up lines off the screen, unless the start fails.
+    """Keep TensorFlow's start-up lines off the screen.
 
     C++ prints them, past Python's streams and log levels, so the process's own error
     stream is set aside. Of a crash in C++ only the shell's word for it remains.
     """
     screen = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            kept.seek(0)
-            os.write(screen, kept.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
 
 
 # On layers this small TensorFlow's own kernels are faster than oneDNN's. The others
@@ -142,7 +142,7 @@ class Settings:
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
-    seed: int = knob(0, "decides every random number", high=2**31 - 1)
+    seed: int = knob(0, "decides every random number in training", high=2**31 - 1)
     limit: int | None = knob(None, "the first N training, N/6 test images", low=12)
     minimum_accuracy: float = knob(0.0, "exit with 1 if the test has less", high=1)
 
@@ -204,17 +204,19 @@ class Dataset(NamedTuple):
     test: Examples
     source: str
     name: str  # For figures: only what is MNIST, and whole, is called MNIST.
+    canonical: bool  # Whether this is MNIST, whole and in order.
     sha256: list[str]  # Of the four arrays' bytes.
-
-    @property
-    def canonical(self) -> bool:
-        """Whether this is MNIST, whole and in order."""
-        return self.sha256 == MNIST_SHA256
 
 
 def notice(message: str) -> None:
     """Tell the user something; standard output is left to results."""
     print(message, file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> str:
+    """Why, in a line: the system's reason, or the first line of the error's."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return words.splitlines()[0].rstrip(".")
 
 
 def load_dataset(path: Path | None, limit: int | None) -> Dataset:
@@ -253,10 +255,10 @@ def read_dataset(path: Path) -> Dataset:
         place = ""
         train, test = check(Examples(*arrays[:2])), check(Examples(*arrays[2:]))
     except Exception as error:  # A damaged file can raise almost anything.
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         where = f"{path} ({place})" if place else path
-        raise InputError(f"{where} can't be read: {reason}.") from error
-    return identify(train, test, str(path), f"{path.resolve().name} (not MNIST)")
+        raise InputError(f"{where} can't be read: {explain(error)}.") from error
+    name = path.resolve().name.encode(errors="replace").decode()
+    return identify(train, test, str(path), f"{name} (not MNIST)")
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -318,8 +320,10 @@ def check(examples: Examples) -> Examples:
 def identify(train: Examples, test: Examples, source: str, name: str) -> Dataset:
     """Put the two parts together, under their `name` or, by their digests, as MNIST."""
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (*train, *test)]
-    name = "MNIST" if digests == MNIST_SHA256 else name
-    return Dataset(train, test, source, name, digests)
+    canonical = digests == MNIST_SHA256
+    return Dataset(
+        train, test, source, "MNIST" if canonical else name, canonical, digests
+    )
 
 
 def load_mnist() -> Dataset:
@@ -454,14 +458,8 @@ def augment(images: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
     a, b = cos * scale_x, (shear * cos - sin) * scale_y
     d, e = sin * scale_x, (shear * sin + cos) * scale_y
     c, f = 13.5 * (1 - a - b) + draws[4] * 2, 13.5 * (1 - d - e) + draws[5] * 2
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
-        output_shape=(28, 28),
-        fill_value=0.0,
-        fill_mode="CONSTANT",
-        interpolation="BILINEAR",
-    )
+    maps = tf.stack([a, b, c, d, e, f, zero, zero], axis=1)
+    moved = keras.ops.image.affine_transform(images, maps)  # Bilinear; outside is 0.
     return tf.minimum(moved * tf.reshape(2 ** draws[6], (-1, 1, 1, 1)), 1)
 
 
@@ -565,7 +563,7 @@ def save_state(path: Path, model: keras.Model, rows: list, run: dict) -> None:
 def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, float]]:
     """Put `model` where the same run was cut off, and return the rows of that run.
 
-    If there is none to use, leave `model` alone, say why, and return no rows.
+    If none can be used, leave `model` alone, say why, and return no rows.
     """
     if not path.exists():
         return []
@@ -578,21 +576,12 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
                 return []
             arrays = [file[f"arr_{i}"] for i in range(len(variables))]
     except Exception as error:  # noqa: BLE001 - damage can raise almost anything.
-        notice(f"Starting afresh: {path} is damaged ({error}).")
+        notice(f"Starting afresh: {path} is damaged ({explain(error)}).")
         return []
     for variable, array in zip(variables, arrays):
         variable.assign(array)
     notice(f"Going on with an unfinished run, after its epoch {len(state['rows'])}.")
     return state["rows"]
-
-
-def count_steps(count: int, batch_size: int) -> int:
-    """How many whole batches an epoch of `count` images has; InputError if none."""
-    if batch_size > count:
-        raise InputError(
-            f"--batch-size {batch_size} is more than the {count} images to train on."
-        )
-    return count // batch_size
 
 
 def train(
@@ -603,7 +592,10 @@ def train(
     From the state that is kept at `path` after each epoch, the same `run` goes on.
     Raises InputError if no batch is filled, FloatingPointError if the loss diverges.
     """
-    steps = count_steps(len(training.labels), settings.batch_size)
+    count, size = len(training.labels), settings.batch_size
+    if size > count:
+        raise InputError(f"--batch-size {size} is more than the {count} images.")
+    steps = count // size
     model = start_model(settings, steps * settings.epochs)
     rows = load_state(path, model, run)
     ends, on_terminal = [time.perf_counter()], sys.stderr.isatty()
@@ -674,7 +666,9 @@ def calibrate(model: keras.Model, validation: Examples) -> keras.Model:
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a rate (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
-    return tuple(stats.binomtest(successes, trials).proportion_ci(method="wilson"))
+    rate, share = successes / trials, 1.959964**2 / trials
+    half = math.sqrt(rate * (1 - rate) * share + share**2 / 4)
+    return tuple((rate + share / 2 + side) / (1 + share) for side in (-half, half))
 
 
 def count_confusions(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -784,15 +778,16 @@ def draw_misclassified(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != dataset.test.labels)
     chosen = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:50]
     count = f"{len(wrong):,} of {len(dataset.test.labels):,} test images"
-    heading = f"{count} of {dataset.name} are misread"
-    if len(chosen):
-        heading += f". The {len(chosen)} most confident, in order"
+    order = ", the most confident first" if len(wrong) else ""
+    order = "; the 50 most confident" if len(wrong) > len(chosen) else order
+    heading = f"{count} of {dataset.name} are misread{order}"
     return draw_digits(heading, dataset.test.take(chosen), probabilities[chosen])
 
 
 def draw_feature_maps(model: keras.Model, dataset: Dataset) -> Figure:
     """Draw the first test image's way through the four blocks to the probabilities."""
-    blocks = [layer.output for layer in model.layers if "re_lu" in layer.name]
+    kind = keras.layers.ReLU
+    blocks = [layer.output for layer in model.layers if isinstance(layer, kind)]
     image = dataset.test.images[:1]
     stages = keras.Model(model.inputs, [*blocks, *model.outputs])
     *maps, probabilities = stages.predict(normalize(image), verbose=0)
@@ -880,7 +875,7 @@ def read_image(path: Path) -> np.ndarray:
             opened.draft("RGB", (1000, 1000))  # JPEG: decode no more than is needed.
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
-            values = np.asarray(image, np.float32)
+            values = np.nan_to_num(np.asarray(image, np.float32))
             values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
             image = Image.fromarray(values.astype(np.uint8))
         image = image.convert("RGBA" if image.has_transparency_data else "L")
@@ -890,8 +885,7 @@ def read_image(path: Path) -> np.ndarray:
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
             image = max(seen, key=np.std)
     except Exception as error:  # A damaged file can raise almost anything.
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"it can't be read as an image: {reason}") from error
+        raise InputError(f"it can't be read as an image: {explain(error)}") from error
     return np.asarray(image, np.float32) / 255
 
 
@@ -1054,8 +1048,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     kinds = Image.registered_extensions().items()  # Some can only be written.
     known, files = {suffix for suffix, kind in kinds if kind in Image.OPEN}, []
     for path in paths:
-        inside = [file for file in path.rglob("*") if file.suffix.lower() in known]
-        files += sorted(inside, key=natural) if path.is_dir() else [path]
+        inside = [f for f in path.rglob("[!.]*") if f.suffix.lower() in known]
+        inside = sorted(filter(Path.is_file, inside), key=natural)
+        files += inside if path.is_dir() else [path]
     return files
 
 
@@ -1076,12 +1071,15 @@ def read_digits(files: Sequence[Path], size: int = 256) -> Iterator[list[Reading
     In one thread: the many small steps of several would only wait for each other.
     """
     portions = [files[start : start + size] for start in range(0, len(files), size)]
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
         ahead = pool.map(read_digit, portions[0])
         for portion in portions[1:]:
             ready, ahead = ahead, pool.map(read_digit, portion)
             yield list(ready)
         yield list(ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Of an interrupted run nothing waits.
 
 
 def load_network(path: Path) -> keras.Model:
@@ -1090,12 +1088,12 @@ def load_network(path: Path) -> keras.Model:
     Keras's safe mode, its default, refuses a file that holds code.
     """
     if not path.exists():
-        raise InputError(f"{path} doesn't exist; a run without --predict trains it.")
+        raise InputError(f"{path} doesn't exist; a run without --predict makes one.")
     try:
         model = keras.saving.load_model(path, compile=False)
         shapes = model.input_shape, model.output_shape
     except Exception as error:
-        raise InputError(f"{path} can't be loaded: {error}") from error
+        raise InputError(f"{path} can't be loaded: {explain(error)}.") from error
     if shapes != ((None, 28, 28, 1), (None, 10)):
         raise InputError(f"{path} is no network for digits: its shapes are {shapes}.")
     return model
@@ -1127,17 +1125,17 @@ def draw_readings(readings: Sequence[Reading], probabilities: np.ndarray) -> Fig
 
 def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
     """Print an answer for each image and draw the first forty; return the exit code."""
+    if ndimage is None:
+        raise InputError("--predict needs SciPy: python -m pip install scipy")
     model, files = load_network(network), find_images(paths)
     if not files:
         raise InputError(f"there is no image in {', '.join(map(str, paths))}.")
     try:
         outputs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{outputs} can't be written to: {error.strerror}.") from error
-    with contextlib.suppress(AttributeError):  # A stream of another kind stays as is.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        raise InputError(f"{outputs} can't be written to: {explain(error)}.") from error
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-    table.writerow(["image", "digit", "confidence", "runner-up", "confidence"])
+    table.writerow(["image", "digit", "confidence", "runner-up", "its confidence"])
     quiet = sys.stdout.isatty() or not sys.stderr.isatty()
     bar = keras.utils.Progbar(len(files), verbose=0 if quiet else 1, unit_name="image")
     first, problems = [], 0
@@ -1153,7 +1151,7 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
         first += list(zip(readings, answers))[: 40 - len(first)]
         with contextlib.redirect_stdout(sys.stderr):
             bar.add(len(readings))
-    if problems == len(files):
+    if all(reading.picture is None for reading, _ in first):
         return 1
     fresh = outputs / f".your_digits-{os.getpid()}.png"
     with warnings.catch_warnings(action="ignore"):  # A name may have unknown signs.
@@ -1191,7 +1189,7 @@ def workplace(outputs: Path) -> Iterator[Path]:
     except BlockingIOError as error:
         raise InputError(f"another run is writing to {outputs}.") from error
     except OSError as error:
-        raise InputError(f"{outputs} can't be written to: {error.strerror}.") from error
+        raise InputError(f"{outputs} can't be written to: {explain(error)}.") from error
     try:
         for file in (folder / "results").iterdir():  # Of a run that was cut off.
             file.unlink()
@@ -1211,6 +1209,8 @@ def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dic
     """What a reader of metrics.json needs to judge the run, and to repeat it."""
     packages = (tf, keras, np, matplotlib, seaborn)
     gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
+    limited = hasattr(os, "sched_getaffinity")  # To fewer cores than there are.
+    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count()
     return {
         "data": {
             "source": dataset.source,
@@ -1222,7 +1222,8 @@ def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dic
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()}
         | {package.__name__: package.__version__ for package in packages},
-        "device": ", ".join(gpus) or f"{os.cpu_count()} CPU cores",
+        "device": ", ".join(gpus) or f"{cores} CPU cores",
+        "onednn": os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1",
     }
 
 
@@ -1241,8 +1242,8 @@ def run_training(
     with workplace(outputs) as folder:
         if fresh:
             (folder / STATE).unlink(missing_ok=True)
-        identity = {key: run[key] for key in ("settings", "versions", "device")}
-        identity["data"] = dataset.sha256  # From wherever it came this time.
+        identity = run | {"data": dataset.sha256}  # From wherever it came this time.
+        identity["settings"] = run["settings"] | {"minimum_accuracy": None}
         identity["script"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         model, rows = train(settings, training, validation, folder / STATE, identity)
         seconds["training"] = sum(row["seconds"] for row in rows)
@@ -1314,7 +1315,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     path("--data", help=where)
     where = "folder for the results (default: outputs, beside the script)"
     path("--outputs", default=OUTPUTS, metavar="DIR", help=where)
-    where = "read these images, or all in these folders, with the trained network"
+    where = "read these images, or all in these folders; settings of training are idle"
     path("--predict", nargs="+", help=where)
     where = "the network for --predict (default: outputs/model.keras)"
     path("--model", default=OUTPUTS / "model.keras", metavar="FILE", help=where)
@@ -1342,9 +1343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notice(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as error:
-        kept = (options.outputs / ".unfinished" / STATE).exists()
-        saved = "the same command goes on from the last finished epoch"
-        saved = f": {saved if kept else 'no epoch was finished'}"
+        same = f"the same command{', without --fresh,' if options.fresh else ''}"
+        saved = f": {same} goes on from the last finished epoch, if there is one"
         notice(f"\nInterrupted{'' if options.predict else saved}.")
         return 128 + (error.args or (signal.SIGINT,))[0]
 
@@ -1359,4 +1359,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
     if hasattr(signal, "SIGPIPE"):  # A reader that has seen enough is no error.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be any.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # A large photo.
     sys.exit(main())

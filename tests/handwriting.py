@@ -132,14 +132,12 @@ def write_pages(folder: Path, examples: Any, count: int, seed: int = 0) -> None:
 
 
 def predict(paths: list[Path]) -> list[dict[str, str]]:
-    """The rows that the script's --predict prints, with repeated names numbered."""
+    """The rows that the script's --predict prints."""
     with tempfile.TemporaryDirectory() as outputs:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             mnist.main(["--predict", *map(str, paths), "--outputs", outputs])
-    names = ["image", "digit", "confidence", "runner-up", "its confidence"]
-    lines = printed.getvalue().splitlines()[1:]
-    return list(csv.DictReader(lines, names, delimiter="\t"))
+    return list(csv.DictReader(printed.getvalue().splitlines(), delimiter="\t"))
 
 
 def report(name: str, right: np.ndarray, sure: np.ndarray) -> None:

@@ -139,10 +139,11 @@ def test_no_figure_is_left_to_pyplot(trained):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """What a fresh process sees before and after it imports the script."""
+    """What a process without SciPy sees before and after it imports the script."""
     code = """if True:
-        import faulthandler, json, matplotlib
+        import faulthandler, json, matplotlib, sys
         faulthandler.enable()
+        sys.modules["scipy"] = None  # As if it weren't installed.
         before = matplotlib.rcParams.copy()
         import MNIST_HandwritingRecognition
         facts = {

@@ -67,7 +67,7 @@ def predict(capsys, *paths, outputs):
     code = mnist.main(["--predict", *map(str, paths), *options])
     said = capsys.readouterr()
     header, *rows = csv.reader(io.StringIO(said.out), delimiter="\t")
-    assert header == ["image", "digit", "confidence", "runner-up", "confidence"]
+    assert header == ["image", "digit", "confidence", "runner-up", "its confidence"]
     return code, rows, said.err
 
 
@@ -142,8 +142,19 @@ def test_folder_is_read_in_natural_order(page, tmp_path, capsys):
     for name in ("10.png", "9.png", "1.png"):
         page.save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image, and not named as one")
+    (tmp_path / "._9.png").write_text("what macOS keeps beside an image")
+    (tmp_path / "folder.png").mkdir()
     _, rows, _ = predict(capsys, tmp_path, outputs=tmp_path / "outputs")
     assert [row[0].split("/")[-1] for row in rows] == ["1.png", "9.png", "10.png"]
+
+
+def test_without_scipy_the_missing_package_is_named(
+    page, tmp_path, monkeypatch, capsys
+):
+    page.save(tmp_path / "page.png")
+    monkeypatch.setattr(mnist, "ndimage", None)
+    assert mnist.main(["--predict", str(tmp_path / "page.png")]) == 2
+    assert "pip install scipy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"not a network"])

@@ -499,6 +499,14 @@ def build_model(steps: int = 1000) -> keras.Sequential:
 # ---- Training -----------------------------------------------------------------------
 
 
+def count_steps(examples: Examples, settings: Settings) -> int:
+    """How many whole batches the examples make; InputError if none."""
+    count, size = len(examples.labels), settings.batch_size
+    if size > count:
+        raise InputError(f"--batch-size {size} is more than the {count} images.")
+    return count // size
+
+
 def training_batches(
     examples: Examples, settings: Settings, first_epoch: int = 0
 ) -> tf.data.Dataset:
@@ -525,7 +533,7 @@ def training_batches(
         seed = fold_in((settings.seed, 1), step)
         return augment(images, seed, settings.augmentation), tf.gather(classes, chosen)
 
-    first_step = first_epoch * (len(examples.labels) // settings.batch_size)
+    first_step = first_epoch * count_steps(examples, settings)
     epochs = tf.data.Dataset.range(first_epoch, settings.epochs)
     return epochs.flat_map(shuffle).enumerate(first_step).map(prepare).prefetch(2)
 
@@ -592,10 +600,7 @@ def train(
     From the state that is kept at `path` after each epoch, the same `run` goes on.
     Raises InputError if no batch is filled, FloatingPointError if the loss diverges.
     """
-    count, size = len(training.labels), settings.batch_size
-    if size > count:
-        raise InputError(f"--batch-size {size} is more than the {count} images.")
-    steps = count // size
+    steps = count_steps(training, settings)
     model = start_model(settings, steps * settings.epochs)
     rows = load_state(path, model, run)
     ends, on_terminal = [time.perf_counter()], sys.stderr.isatty()
@@ -1227,6 +1232,15 @@ def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dic
     }
 
 
+def pick_identity(run: dict) -> dict:
+    """What must be the same for an unfinished run to go on."""
+    same = {key: run[key] for key in ("versions", "device", "onednn")}
+    same |= run["settings"] | {"minimum_accuracy": None}
+    same["data"] = run["data"]["sha256"]  # From wherever it came this time.
+    same["script"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return same
+
+
 def run_training(
     settings: Settings, data: Path | None, outputs: Path, fresh: bool
 ) -> int:
@@ -1238,14 +1252,13 @@ def run_training(
     if len(np.unique(dataset.train.labels)) == 1:
         notice("All training images are of one class: there is nothing to tell apart.")
     counts = [len(part.labels) for part in (training, validation, dataset.test)]
+    seen = count_steps(training, settings) * settings.batch_size * settings.epochs
     run = describe_run(settings, dataset, counts)
     with workplace(outputs) as folder:
         if fresh:
             (folder / STATE).unlink(missing_ok=True)
-        identity = run | {"data": dataset.sha256}  # From wherever it came this time.
-        identity["settings"] = run["settings"] | {"minimum_accuracy": None}
-        identity["script"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        model, rows = train(settings, training, validation, folder / STATE, identity)
+        path, identity = folder / STATE, pick_identity(run)
+        model, rows = train(settings, training, validation, path, identity)
         seconds["training"] = sum(row["seconds"] for row in rows)
         with timed(seconds, "evaluation"):
             model = calibrate(model, validation)
@@ -1254,7 +1267,6 @@ def run_training(
         with timed(seconds, "figures"):
             draw_all(folder / "results", dataset, model, rows, probabilities)
         seconds["total"] = sum(seconds.values())
-        seen = counts[0] // settings.batch_size * settings.batch_size * settings.epochs
         metrics = evaluate(probabilities, dataset.test.labels) | {
             "validation_accuracy": float((known == validation.labels).mean()),
             "parameters": model.count_params(),

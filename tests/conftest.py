@@ -72,14 +72,16 @@ OPTIONS = ["--epochs", "4", "--batch-size", "32", "--minimum-accuracy", "0.95"]
 
 
 def kill_and_resume(command, folder):
-    """Run a user's program, kill it after its second epoch, and start it again."""
+    """Run a user's program; kill it at each of these lines; let it come to its end."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=folder, **pipes) as killed:
-        for line in killed.stderr:
-            if line.startswith("epoch 2"):
-                break
-        killed.kill()
-    left = [file.name for file in (folder / "here").iterdir()]
+    left = []
+    for moment in ("Data", "epoch 2", "epoch 4"):
+        with subprocess.Popen(command, cwd=folder, **pipes) as killed:
+            for line in killed.stderr:
+                if line.startswith(moment):
+                    break
+            killed.kill()
+        left += [file.name for file in folder.glob("here/*")]
     done = subprocess.run(command, cwd=folder, check=False, **pipes)
     names = {"stdout": done.stdout, "stderr": done.stderr, "code": done.returncode}
     return SimpleNamespace(**names, folder=folder, left=left)
@@ -87,7 +89,7 @@ def kill_and_resume(command, folder):
 
 @pytest.fixture(scope="session")
 def resuming(subset, tmp_path_factory):
-    """The promise of a run that is killed and resumed, on the other processor."""
+    """The promise of a run that is killed and resumed, beside the other tests."""
     command = [sys.executable, mnist.__file__, "--data", subset.source, *OPTIONS]
     folder = tmp_path_factory.mktemp("resumed")
     with ThreadPoolExecutor() as pool:

@@ -61,7 +61,6 @@ def test_model_loads_without_custom_objects_or_optimizer(trained):
 def test_figures_are_those_of_the_saved_model(trained, subset):
     """Each is worked out anew from the model's answers, by other means."""
     metrics, labels = trained.metrics, subset.test.labels
-    confidences = [float(row.max()) for row in trained.probabilities]
     answers = [int(row.argmax()) for row in trained.probabilities]
     right = [answer == label for answer, label in zip(answers, labels)]
     assert metrics["test_images"] == 480
@@ -77,6 +76,13 @@ def test_figures_are_those_of_the_saved_model(trained, subset):
     bounds = np.roots([1 + share, -2 * rate - share, rate**2])
     assert metrics["test_accuracy_interval_95"] == pytest.approx(sorted(bounds))
 
+
+def test_confidences_are_those_of_the_saved_model(trained, subset):
+    """Each is worked out anew from the model's answers, by other means."""
+    metrics, labels = trained.metrics, subset.test.labels
+    confidences = [float(row.max()) for row in trained.probabilities]
+    answers = [int(row.argmax()) for row in trained.probabilities]
+    right = [answer == label for answer, label in zip(answers, labels)]
     error = 0.0
     for low in range(15):
         inside = [n for n in range(480) if low / 15 <= confidences[n] < (low + 1) / 15]
@@ -93,11 +99,15 @@ def test_figures_are_those_of_the_saved_model(trained, subset):
     mean = sum(unsure) / len(unsure)
     assert metrics["mean_confidence_wrong"] == pytest.approx(mean, abs=1e-5)
 
+
+def test_figures_of_each_class_are_those_of_the_saved_model(trained, subset):
+    labels = subset.test.labels.tolist()
+    answers = [int(row.argmax()) for row in trained.probabilities]
     for digit in range(10):
-        pairs = list(zip(answers, labels.tolist()))
+        pairs = list(zip(answers, labels))
         hits = pairs.count((digit, digit))
-        predicted, support = answers.count(digit), labels.tolist().count(digit)
-        figures = metrics["per_class"][str(digit)]
+        predicted, support = answers.count(digit), labels.count(digit)
+        figures = trained.metrics["per_class"][str(digit)]
         assert figures["support"] == support
         assert figures["precision"] == pytest.approx(hits / predicted)
         assert figures["recall"] == pytest.approx(hits / support)

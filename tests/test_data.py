@@ -296,7 +296,7 @@ def test_no_more_is_unpacked_than_the_maximum(tmp_path, monkeypatch):
 
 
 def test_few_images_of_one_class_alone_work(subset, tmp_path, capsys):
-    """The test images are of another class: too low an accuracy is exit 1, at the end."""
+    """The test images are of another class: too low an accuracy is exit 1."""
     train, test = (subset.train.take(subset.train.labels == digit) for digit in (4, 7))
     arrays = (*train.take(slice(12)), *test.take(slice(2)))
     np.savez(tmp_path / "few.npz", **dict(zip(KEYS, arrays)))

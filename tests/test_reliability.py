@@ -90,9 +90,9 @@ def same_result(outputs, reference):
 
 def test_a_killed_run_leaves_nothing_half_done_and_says_that_it_goes_on(resuming):
     resumed = resuming.result()
-    assert resumed.left == [".unfinished"]
-    said = "Data: .*\nGoing on with an unfinished run, after its epoch 2.\nepoch 3 .*\n"
-    assert re.fullmatch(said + "epoch 4 .*\n", resumed.stderr)
+    assert set(resumed.left) == {".unfinished"}
+    said = "Data: .*\nGoing on with an unfinished run, after its epoch 4.\n"
+    assert re.fullmatch(said, resumed.stderr)
     assert resumed.stdout.startswith("Test set of ")
     assert resumed.code == 0
     assert [file.name for file in resumed.folder.iterdir()] == ["here"]
@@ -194,7 +194,7 @@ def test_a_reader_that_stops_early_ends_a_run_quietly(outputs):
 def test_changed_settings_start_afresh_and_say_why(outputs):
     run_epochs(outputs, kill_after="epoch 1")
     said = run_epochs(outputs, "--seed", "4", kill_after="epoch 1")
-    assert "settings changed since" in said
+    assert "Starting afresh: seed changed since." in said
 
 
 @pytest.mark.slow

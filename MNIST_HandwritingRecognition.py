@@ -321,9 +321,8 @@ def identify(train: Examples, test: Examples, source: str, name: str) -> Dataset
     """Put the two parts together, under their `name` or, by their digests, as MNIST."""
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (*train, *test)]
     canonical = digests == MNIST_SHA256
-    return Dataset(
-        train, test, source, "MNIST" if canonical else name, canonical, digests
-    )
+    name = "MNIST" if canonical else name
+    return Dataset(train, test, source, name, canonical, digests)
 
 
 def load_mnist() -> Dataset:
@@ -1045,10 +1044,9 @@ class Reading(NamedTuple):
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """List the files in `paths`, and the images in folders, in natural order."""
 
-    def natural(path: Path) -> list[tuple[int, str]]:
+    def natural(path: Path) -> list[str | int]:
         """The path in parts, so that 9 comes before 10."""
-        numbers = re.findall(r"(\D*)(\d*)", str(path))
-        return [(text, int(number or 0)) for text, number in numbers]
+        return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", str(path))]
 
     kinds = Image.registered_extensions().items()  # Some can only be written.
     known, files = {suffix for suffix, kind in kinds if kind in Image.OPEN}, []

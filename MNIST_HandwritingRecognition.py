@@ -1325,7 +1325,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     path("--data", help=where)
     where = "folder for the results (default: outputs, beside the script)"
     path("--outputs", default=OUTPUTS, metavar="DIR", help=where)
-    where = "read these images, or all in these folders; settings of training are idle"
+    where = "instead of training, read these images, or all in these folders"
     path("--predict", nargs="+", help=where)
     where = "the network for --predict (default: outputs/model.keras)"
     path("--model", default=OUTPUTS / "model.keras", metavar="FILE", help=where)

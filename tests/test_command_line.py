@@ -175,7 +175,9 @@ def test_summary_tells_the_result(trained):
 
 
 def test_screen_shows_the_summary_and_a_line_an_epoch(trained):
-    epochs = [rf"epoch {epoch} of 4: .*, \d+\.\d+ s\n" for epoch in (1, 2, 3, 4)]
+    names = ("accuracy", "loss", "val_accuracy", "val_loss")
+    figures = ", ".join(rf"{name} \d\.\d{{4}}" for name in names)
+    epochs = [rf"epoch {n} of 4: {figures}, \d+\.\d+ s\n" for n in (1, 2, 3, 4)]
     assert re.fullmatch(r"Data: .*\n" + "".join(epochs), trained.stderr)
     assert trained.stdout.startswith("Test set of mnist_subset.npz (not MNIST): ")
     assert 1 < trained.stdout.count("\n") <= 5

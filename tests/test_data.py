@@ -304,7 +304,8 @@ def test_few_images_of_one_class_alone_work(subset, tmp_path, capsys):
     options += ["--data", str(tmp_path / "few.npz"), "--outputs", str(tmp_path)]
     assert mnist.main(options) == 1
     assert "of one class" in capsys.readouterr().err
-    assert (tmp_path / "metrics.json").exists()
+    suffixes = sorted(file.suffix for file in tmp_path.iterdir())
+    assert suffixes == [".csv", ".json", ".keras", ".npz", *[".png"] * 6]
 
 
 def test_npz_that_needs_pickle_is_not_opened(tmp_path):

@@ -506,6 +506,13 @@ def count_steps(examples: Examples, settings: Settings) -> int:
     return count // size
 
 
+def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Do without tf.data's tuning: its thread can delay the end of fit by a minute."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
+
+
 def training_batches(
     examples: Examples, settings: Settings, first_epoch: int = 0
 ) -> tf.data.Dataset:
@@ -534,7 +541,8 @@ def training_batches(
 
     first_step = first_epoch * count_steps(examples, settings)
     epochs = tf.data.Dataset.range(first_epoch, settings.epochs)
-    return epochs.flat_map(shuffle).enumerate(first_step).map(prepare).prefetch(2)
+    batches = epochs.flat_map(shuffle).enumerate(first_step).map(prepare)
+    return untuned(batches.prefetch(2))
 
 
 def start_model(settings: Settings, steps: int) -> keras.Model:
@@ -617,15 +625,15 @@ def train(
             figures = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
             notice(f"epoch {epoch + 1} of {settings.epochs}: {figures}, {seconds} s")
 
-    targets = keras.utils.to_categorical(validation.labels, 10)
+    held_out = normalize(validation.images), tf.one_hot(validation.labels, 10)
+    held_out = tf.data.Dataset.from_tensor_slices(held_out)
     with contextlib.redirect_stdout(sys.stderr):  # Where a progress bar belongs.
         model.fit(
             training_batches(training, settings, len(rows)),
             initial_epoch=len(rows),
             epochs=settings.epochs,
             steps_per_epoch=steps,
-            validation_data=(normalize(validation.images), targets),
-            validation_batch_size=1000,
+            validation_data=untuned(held_out.batch(1000)),
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=log)],
             verbose=int(on_terminal),
             shuffle=False,  # The batches are shuffled already.
@@ -638,7 +646,8 @@ def train(
 
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Probabilities (n, 10) for uint8 images (n, 28, 28)."""
-    return model.predict(normalize(images), batch_size=1000, verbose=0)
+    parts = (images[start : start + 1000] for start in range(0, len(images), 1000))
+    return np.concatenate([model.predict_on_batch(normalize(part)) for part in parts])
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -794,7 +803,7 @@ def draw_feature_maps(model: keras.Model, dataset: Dataset) -> Figure:
     blocks = [layer.output for layer in model.layers if isinstance(layer, kind)]
     image = dataset.test.images[:1]
     stages = keras.Model(model.inputs, [*blocks, *model.outputs])
-    *maps, probabilities = stages.predict(normalize(image), verbose=0)
+    *maps, probabilities = stages.predict_on_batch(normalize(image))
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     heading = f"A test image of {dataset.name} on its way through the network"
     figure.suptitle(heading, parse_math=False)

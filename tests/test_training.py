@@ -73,6 +73,12 @@ def test_batches_of_a_resumed_run_are_those_it_would_have_had(subset):
         assert all(map(np.array_equal, batch, expected))
 
 
+def test_batches_are_not_tuned(subset):
+    """The end of training would wait for the tuning's thread, in long runs a minute."""
+    batches = mnist.training_batches(subset.train, mnist.Settings())
+    assert batches.options().autotune.enabled is False
+
+
 def test_learning_rate_rises_to_its_peak_and_ends_near_zero():
     model = mnist.start_model(mnist.Settings(learning_rate=0.03), steps=100)
     rates = []

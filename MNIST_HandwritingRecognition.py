@@ -918,7 +918,7 @@ def prepare_digit(grey: np.ndarray) -> np.ndarray:
         margin = 0.35 * max(side.stop - side.start for side in box) + 1
         edges = [(max(0, s.start - margin), s.stop + margin) for s in box]
         cut = tuple(slice(*(int(edge * scale) for edge in pair)) for pair in edges)
-        ink = find_ink(shrink(grey[cut], 96), 0.12)
+        ink = find_ink(shrink(grey[cut], 96), 0.08)
     return fit_digit(broaden(ink))
 
 
@@ -962,20 +962,23 @@ def find_ink(grey: np.ndarray, faint: float) -> np.ndarray:
     noise, ink = 3.5 * (base - low), np.maximum(ink - base, 0)
     # The darkest pixels, as few as twenty, or a small 1, tell ink from ruled lines.
     darkest = 1 - min(20, max(ink.shape) / 2) / ink.size
-    ink = erase_lines(ink, 0.3 * np.quantile(ink, darkest))
-    peak = np.quantile(ink, darkest)
-    parts, count = ndimage.label(ink > max(noise, 0.45 * peak), np.ones((3, 3)))
-    if peak < max(faint, 1.15 * noise) or not count:
-        raise InputError("no ink stands out from the paper")
-    # Keep no specks, and nothing that reaches in from outside, but always the largest
-    # part. Part 0 is the paper.
-    mass = np.append(0, ndimage.sum_labels(ink, parts, range(1, count + 1)))
-    kept = mass > 0.05 * mass.max()
-    kept[np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = False
+    # Ruled lines go, unless the digit left reaches the border: then it fills the
+    # picture, and what goes right across are strokes of its own.
+    for clear in (erase_lines(ink, 0.3 * np.quantile(ink, darkest)), ink):
+        peak = np.quantile(clear, darkest)
+        parts, count = ndimage.label(clear > max(noise, 0.45 * peak), np.ones((3, 3)))
+        if peak < max(faint, 1.15 * noise) or not count:
+            raise InputError("no ink stands out from the paper")
+        # Keep no specks, and nothing that reaches in from outside. Part 0 is the paper.
+        mass = np.append(0, ndimage.sum_labels(clear, parts, range(1, count + 1)))
+        kept = mass > 0.05 * mass.max()
+        kept[np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = False
+        if kept[mass.argmax()]:
+            break
     kept[mass.argmax()] = True
-    near = ndimage.maximum_filter(kept[parts], 5) & (ink > noise)
-    full = np.quantile(ink[parts == mass.argmax()], 0.7)
-    return np.minimum(np.where(near, ink, 0) / full, 1)
+    near = ndimage.maximum_filter(kept[parts], 5) & (clear > noise)
+    full = np.quantile(clear[parts == mass.argmax()], 0.7)
+    return np.minimum(np.where(near, clear, 0) / full, 1)
 
 
 def close(values: np.ndarray, size: int) -> np.ndarray:

@@ -96,6 +96,27 @@ def test_uneven_light_and_ruled_lines_are_taken_away(page, slope, tmp_path, caps
     assert rows[0][1] == "3"
 
 
+def test_strokes_right_across_a_tight_picture_are_no_ruled_lines(tmp_path, capsys):
+    image = Image.new("L", (300, 400), 255)
+    ImageDraw.Draw(image).line([(0, 12), (288, 12), (120, 399)], fill=0, width=11)
+    image.save(tmp_path / "seven.png")
+    _, rows, _ = predict(capsys, tmp_path / "seven.png", outputs=tmp_path)
+    assert rows[0][1] == "7"
+
+
+def test_faint_pencil_is_read(tmp_path, capsys):
+    """It takes a sixth of the light, and the paper has some grain."""
+    image = Image.new("L", (300, 360), 235)
+    pen = ImageDraw.Draw(image)
+    pen.arc((100, 80, 200, 170), 180, 90, fill=195, width=4)
+    pen.arc((100, 167, 200, 280), 270, 180, fill=195, width=4)
+    grain = np.random.default_rng(0).normal(0, 4, (360, 300))
+    values = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "pencil.png")
+    _, rows, _ = predict(capsys, tmp_path / "pencil.png", outputs=tmp_path)
+    assert rows[0][1] == "3"
+
+
 def test_what_holds_no_digit_is_said_and_the_others_are_answered(
     page, tmp_path, capsys
 ):

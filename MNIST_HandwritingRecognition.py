@@ -854,7 +854,8 @@ def draw_confusions(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     text = np.where(counts, counts.astype(str), "")
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    seaborn.heatmap(errors, annot=text, fmt="", cmap="Blues", cbar=False, ax=axes)
+    look = {"cmap": "Blues", "cbar": False, "linewidths": 1}
+    seaborn.heatmap(errors, annot=text, fmt="", ax=axes, **look)
     axes.set(xlabel="predicted digit", ylabel="true digit")
     heading = f"Test images of {dataset.name}: counts, the errors coloured"
     axes.set_title(heading, parse_math=False)

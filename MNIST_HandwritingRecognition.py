@@ -81,7 +81,7 @@ from PIL import Image, ImageOps
 
 try:
     from scipy import ndimage
-except ImportError:  # To train needs none.
+except ImportError:  # Training does without it.
     ndimage = None
 
 
@@ -102,10 +102,10 @@ def quiet_start() -> Iterator[None]:
         os.close(screen)
 
 
-# oneDNN's kernels are a tenth faster here; TensorFlow uses them by itself on the newest
-# processors alone. The others could falsify a run: another backend, a cap on epochs or
-# steps. All are read on import.
+# The variables are read on import. oneDNN's kernels are a tenth faster on these layers;
+# TensorFlow uses them by itself on the newest processors alone.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# These could falsify a run: another backend, a cap on epochs or steps.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 for cap in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
     os.environ.pop(cap, None)
@@ -265,7 +265,7 @@ def read_dataset(path: Path) -> Dataset:
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a .zip or .npz; ValueError if its list of files is too long for a dataset.
 
-    A zip ends in a record whose bytes 12 to 16 are the size of that list.
+    A zip ends in a record: a signature, and in bytes 8 to 12 after it that list's size.
     """
     with path.open("rb") as file:
         file.seek(-min(2**16, path.stat().st_size), os.SEEK_END)
@@ -273,7 +273,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     if not found:
         raise ValueError(f"it is no zip or .npz; {EXPECTED}")
     if int.from_bytes(record[8:12], "little") > 2**22:
-        raise ValueError("it lists too many files")
+        raise ValueError(f"it lists too many files; {EXPECTED}")
     return zipfile.ZipFile(path)
 
 
@@ -503,7 +503,8 @@ def count_steps(examples: Examples, settings: Settings) -> int:
     """How many whole batches the examples make; InputError if none."""
     count, size = len(examples.labels), settings.batch_size
     if size > count:
-        raise InputError(f"--batch-size {size} is more than the {count} images.")
+        problem = f"--batch-size {size} is more than the {count} images to train on"
+        raise InputError(f"{problem}; give a smaller one.")
     return count // size
 
 
@@ -619,7 +620,6 @@ def train(
         """Keep an epoch's figures and the state; print where no progress bar does."""
         ends.append(time.perf_counter())
         if not all(map(math.isfinite, logs.values())):
-            path.unlink(missing_ok=True)
             raise FloatingPointError("the loss diverged; try a lower --learning-rate.")
         seconds = round(ends[-1] - ends[-2], 2)
         rows.append({"epoch": epoch + 1, **logs, "seconds": seconds})
@@ -648,7 +648,10 @@ def train(
 
 
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Probabilities (n, 10) for uint8 images (n, 28, 28)."""
+    """Probabilities (n, 10) for uint8 images (n, 28, 28).
+
+    Keras's own predict would start a pipeline each time, which costs more than the rest.
+    """
     parts = (images[start : start + 1000] for start in range(0, len(images), 1000))
     return np.concatenate([model.predict_on_batch(normalize(part)) for part in parts])
 
@@ -837,9 +840,8 @@ def draw_history(rows: list[dict[str, float]], dataset: Dataset) -> Figure:
     figure.suptitle(heading, parse_math=False)
     epochs = [row["epoch"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        known, held_out = ([row[key] for row in rows] for key in (name, f"val_{name}"))
-        axes.plot(epochs, known, "o--", label="training, distorted")
-        axes.plot(epochs, held_out, "s-", label="validation")
+        axes.plot(epochs, [r[name] for r in rows], "o--", label="training, distorted")
+        axes.plot(epochs, [r[f"val_{name}"] for r in rows], "s-", label="validation")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -964,7 +966,8 @@ def find_ink(grey: np.ndarray, faint: float) -> np.ndarray:
     ink = 1 - calm / np.maximum(paper, 0.05)
     low, base = np.quantile(ink, (0.05, 0.3))
     noise, ink = 3.5 * (base - low), np.maximum(ink - base, 0)
-    # The darkest pixels, as few as twenty, or a small 1, tell ink from ruled lines.
+    # The level that only the darkest pixels pass: twenty, or, in a small image, where a
+    # 1 may have no more, half as many as its longer side.
     darkest = 1 - min(20, max(ink.shape) / 2) / ink.size
     # Ruled lines go, unless the digit left reaches the border: then it fills the
     # picture, and what goes right across are strokes of its own.
@@ -1001,8 +1004,10 @@ def erase_lines(ink: np.ndarray, level: float) -> np.ndarray:
     would be taken for one.
     """
     thin, lines = max(ink.shape) // 32, np.zeros_like(ink, bool)
-    for axis in (0, 1) if thin > 1 else ():  # A small image could have no thin line.
-        across, along = np.indices(ink.shape)[:: 1 - 2 * axis]
+    if thin < 2:  # In a small image a stroke is as thin as a line.
+        return ink
+    for axis in (0, 1):
+        across, along = np.indices(ink.shape)[[axis, 1 - axis]]
         for slope in np.linspace(-0.05, 0.05, 9):
             line = (across + slope * along + 0.05 * along.max()).astype(int)
             count = np.bincount(line.ravel(), ink.ravel() > level)
@@ -1172,10 +1177,11 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
             bar.add(len(readings))
     if all(reading.picture is None for reading, _ in first):
         return 1
-    fresh = outputs / f".your_digits-{os.getpid()}.png"
-    with warnings.catch_warnings(action="ignore"):  # A name may have unknown signs.
-        draw_readings(*zip(*first)).savefig(fresh, dpi=150)
-    os.replace(fresh, outputs / "your_digits.png")
+    with tempfile.TemporaryDirectory(dir=outputs, prefix=".unfinished-") as folder:
+        fresh = Path(folder, "your_digits.png")
+        with warnings.catch_warnings(action="ignore"):  # A name may have unknown signs.
+            draw_readings(*zip(*first)).savefig(fresh, dpi=150)
+        os.replace(fresh, outputs / "your_digits.png")
     notice(f"Written to {outputs / 'your_digits.png'}")
     return 1 if problems else 0
 
@@ -1185,7 +1191,7 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the time that the block takes to `seconds`."""
+    """Put the time that the block takes into `seconds`, under its `name`."""
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
@@ -1276,13 +1282,13 @@ def run_training(
         seconds["training"] = sum(row["seconds"] for row in rows)
         with timed(seconds, "evaluation"):
             model = calibrate(model, validation)
-            known = predict(model, validation.images).argmax(axis=1)
+            held_out = predict(model, validation.images).argmax(axis=1)
             probabilities = predict(model, dataset.test.images)
         with timed(seconds, "figures"):
             draw_all(folder / "results", dataset, model, rows, probabilities)
         seconds["total"] = sum(seconds.values())
         metrics = evaluate(probabilities, dataset.test.labels) | {
-            "validation_accuracy": float((known == validation.labels).mean()),
+            "validation_accuracy": float((held_out == validation.labels).mean()),
             "parameters": model.count_params(),
             "weights_sha256": digest_weights(model),
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -1345,7 +1351,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     path("--predict", nargs="+", help=where)
     where = "the network for --predict (default: outputs/model.keras)"
     path("--model", default=OUTPUTS / "model.keras", metavar="FILE", help=where)
-    where = "start afresh, even if the same run was cut off before"
+    where = "start afresh, and drop what an unfinished run left in the folder"
     parser.add_argument("--fresh", action="store_true", help=where)
     return parser.parse_args(arguments)
 

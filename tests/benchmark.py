@@ -301,6 +301,8 @@ def main() -> None:
         "load_before": round(os.getloadavg()[0], 2),
         "command": " ".join(sys.argv),
     }
+    if options.json:  # Rather now than after all the runs.
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = run_all(plan(options, passed))
     report["versions"] = rows[0]["versions"]
     for name, value in report.items():

@@ -121,6 +121,18 @@ def test_divergence_is_a_failure_with_advice(options, subset, earlier, capsys):
     assert earlier.now() == earlier.files
 
 
+def test_divergence_leaves_what_another_run_left(subset, tmp_path):
+    state = tmp_path / ".unfinished" / mnist.STATE
+    state.parent.mkdir()
+    model = mnist.start_model(mnist.Settings(), steps=10)
+    mnist.save_state(state, model, [{}], {"seed": "another"})
+    before = state.read_bytes()
+    options = ["--limit=300", "--batch-size=32", "--epochs=1", "--learning-rate=1e30"]
+    options += ["--data", subset.source, "--outputs", str(tmp_path)]
+    assert mnist.main(options) == 1
+    assert state.read_bytes() == before
+
+
 def test_batch_larger_than_the_data_is_refused(subset, earlier, capsys):
     options = ["--batch-size", "9999", "--outputs", str(earlier.folder)]
     assert mnist.main(["--data", subset.source, *options]) == 2

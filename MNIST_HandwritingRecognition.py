@@ -650,7 +650,7 @@ def train(
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Probabilities (n, 10) for uint8 images (n, 28, 28).
 
-    Keras's own predict would start a pipeline each time, which costs more than the rest.
+    Keras's own predict would start a pipeline at each call.
     """
     parts = (images[start : start + 1000] for start in range(0, len(images), 1000))
     return np.concatenate([model.predict_on_batch(normalize(part)) for part in parts])

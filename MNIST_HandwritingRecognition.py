@@ -526,7 +526,10 @@ def training_batches(
     """
     pixels, classes = tf.constant(examples.images), tf.one_hot(examples.labels, 10)
     fold_in = tf.random.experimental.stateless_fold_in
+    # Nothing below needs AutoGraph, whose translation would take half a second.
+    as_written = tf.autograph.experimental.do_not_convert
 
+    @as_written
     def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
         """Batches of indices, in this epoch's own order."""
         order = tf.random.experimental.stateless_shuffle(
@@ -535,6 +538,7 @@ def training_batches(
         order = tf.data.Dataset.from_tensor_slices(order)
         return order.batch(settings.batch_size, drop_remainder=True)
 
+    @as_written
     def prepare(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The chosen examples, distorted in this step's own way."""
         images = tf.cast(tf.gather(pixels, chosen), tf.float32)[..., tf.newaxis] / 255

@@ -138,8 +138,8 @@ class Settings:
     """Every knob of a training run. InputError if one is out of its range."""
 
     epochs: int = knob(12, "passes over the training images", low=1, high=10_000)
-    batch_size: int = knob(256, "images per step; smaller batches are slower", low=1)
-    learning_rate: float = knob(0.04, "its peak; batch normalization allows a high one")
+    batch_size: int = knob(128, "images per step: 64 is slower, 256 learns less", low=1)
+    learning_rate: float = knob(0.02, "its peak; batch normalization allows a high one")
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)

@@ -1,5 +1,6 @@
-"""Training: the batches, the learning rate, and a run that diverges."""
+"""Training: the batches, the step, the learning rate, and a run that diverges."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -77,6 +78,25 @@ def test_batches_are_not_tuned(subset):
     """The end of training would wait for the tuning's thread, in long runs a minute."""
     batches = mnist.training_batches(subset.train, mnist.Settings())
     assert batches.options().autotune.enabled is False
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_normalization_does_what_that_of_keras_does(training):
+    chance = np.random.default_rng(0)
+    values = chance.normal(3, 2, (64, 5, 5, 4)).astype(np.float32)
+    weights = chance.uniform(0.5, 1.5, (4, 4)).astype(np.float32)
+    results = []
+    for kind in (mnist.FusedNormalization, keras.layers.BatchNormalization):
+        layer, inputs = kind(momentum=0.7), mnist.tf.Variable(values)
+        layer.build(values.shape)
+        layer.set_weights(weights)
+        with mnist.tf.GradientTape() as tape:
+            outputs = layer(inputs, training=training)
+            loss = mnist.tf.reduce_mean(outputs**3)
+        gradients = tape.gradient(loss, [inputs, layer.gamma, layer.beta])
+        results.append([outputs, *gradients, *layer.get_weights()])
+    for fused, expected in zip(*results):
+        assert np.allclose(fused, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_step_is_traced_once(subset, tmp_path, monkeypatch):

@@ -213,7 +213,14 @@ def test_help_gives_every_setting_its_default_and_reason(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--epochs", "many"], ["--epochs", "1.5"], ["--unknown"], ["--data"], ["extra"]],
+    [
+        ["--epochs", "many"],
+        ["--epochs", "1.5"],
+        ["--unknown"],
+        ["--data"],
+        ["extra"],
+        ["--model", "network.keras"],  # Of no use without --predict.
+    ],
 )
 def test_wrong_usage_is_exit_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:

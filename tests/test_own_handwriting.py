@@ -77,7 +77,8 @@ def test_every_kind_of_image_is_read(page, tmp_path, capsys):
     for name, make in KINDS.items():
         image = make(page)
         image.save(folder / name, exif=image.getexif())
-    code, rows, _ = predict(capsys, folder, outputs=tmp_path)
+    code, rows, said = predict(capsys, folder, outputs=tmp_path)
+    assert f"Network: {MODEL}\n" in said
     assert {row[0].split("/")[-1]: row[1] for row in rows} == dict.fromkeys(KINDS, "3")
     assert code == 0
     with Image.open(tmp_path / "your_digits.png") as picture:

@@ -105,6 +105,17 @@ def test_strokes_right_across_a_tight_picture_are_no_ruled_lines(tmp_path, capsy
     assert rows[0][1] == "7"
 
 
+def test_pale_strokes_in_a_small_picture_are_not_lost():
+    """An upright stroke takes two fifths of the light that its foot takes."""
+    image = Image.new("L", (60, 72), 220)
+    pen = ImageDraw.Draw(image)
+    pen.line([(30, 14), (30, 52)], fill=160, width=3)
+    pen.line([(18, 54), (42, 54)], fill=70, width=3)
+    digit = mnist.prepare_digit(np.asarray(image, np.float32) / 255)
+    assert np.ptp(np.flatnonzero(digit.any(axis=1))) + 1 == 20
+    assert np.ptp(np.flatnonzero(digit.any(axis=0))) + 1 < 15
+
+
 def test_faint_pencil_is_read(tmp_path, capsys):
     """It takes a sixth of the light, and the paper has some grain."""
     image = Image.new("L", (300, 360), 235)

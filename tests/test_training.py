@@ -80,6 +80,14 @@ def test_batches_are_not_tuned(subset):
     assert batches.options().autotune.enabled is False
 
 
+def test_only_training_normalizes_with_the_fused_kernel(subset):
+    trained = mnist.start_model(mnist.Settings(), steps=10)
+    kept = mnist.calibrate(trained, subset.test.take(slice(20)))
+    for model, count in ((trained, 4), (kept, 0)):
+        kinds = [isinstance(x, mnist.FusedNormalization) for x in model.layers]
+        assert sum(kinds) == count
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_fused_normalization_does_what_that_of_keras_does(training):
     chance = np.random.default_rng(0)

@@ -1388,6 +1388,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.model and not options.predict:
         parser.error("--model goes with --predict; training starts from nothing")
+    given = {name for name, x in vars(options).items() if x != parser.get_default(name)}
+    if options.predict and (others := sorted(given - {"predict", "model", "outputs"})):
+        option = "--" + others[0].replace("_", "-")
+        parser.error(f"--predict doesn't train, so {option} would change nothing")
     return options
 
 

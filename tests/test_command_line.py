@@ -220,6 +220,9 @@ def test_help_gives_every_setting_its_default_and_reason(capsys):
         ["--data"],
         ["extra"],
         ["--model", "network.keras"],  # Of no use without --predict.
+        ["--predict", "digit.png", "--batch-size", "64"],  # Of no use with it.
+        ["--predict", "digit.png", "--data", "mnist.npz"],
+        ["--predict", "digit.png", "--fresh"],
     ],
 )
 def test_wrong_usage_is_exit_2(arguments, capsys):

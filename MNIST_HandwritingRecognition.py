@@ -24,7 +24,7 @@ CPU cores (TensorFlow 2.21, Keras 3.15, Python 3.11).
 # ///
 
 # The chapters: Settings, Data, Model, Training, Evaluation, Figures, Own handwriting,
-# Command line. Each uses only what stands above it. What makes the network, its settings
+# Command line. Each uses only what stands above it. What makes the network, settings
 # apart, is a quarter of the script: from split, in Data, to the end of Evaluation.
 
 import argparse

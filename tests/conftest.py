@@ -27,8 +27,11 @@ import MNIST_HandwritingRecognition as mnist
 
 
 def pytest_configure(config):
-    """Leave the slow tests to `-m slow`."""
+    """Leave the slow tests to `-m slow`, and Keras's own warning to Keras."""
     config.addinivalue_line("markers", "slow: minutes of runs that are cut off")
+    # Keras 3.15 converts its variables in a way that NumPy 2.4 deprecates.
+    keras_warns = "ignore:__array__ implementation:DeprecationWarning:keras"
+    config.addinivalue_line("filterwarnings", keras_warns)
     config.option.markexpr = config.option.markexpr or "not slow"
 
 

@@ -127,14 +127,13 @@ def run_script(arguments: list[str]) -> Row:
         metrics = json.loads(Path(folder, "metrics.json").read_text())
         with Path(folder, "history.csv").open(newline="") as file:
             epochs = list(csv.DictReader(file))
-        model = script.keras.saving.load_model(Path(folder, "model.keras"))
     size, epochs_run = metrics["settings"]["batch_size"], metrics["settings"]["epochs"]
     images = metrics["data"]["training"] // size * size * epochs_run
     seconds = [float(epoch["seconds"]) for epoch in epochs]
     accuracies = [float(epoch["val_accuracy"]) for epoch in epochs]
     kept = ("test_accuracy", "test_loss", "validation_accuracy", "data", "settings")
     row = {name: metrics[name] for name in (*kept, "versions", "weights_sha256")}
-    return row | describe_training(model, images, seconds, accuracies)
+    return row | describe_training(script.build_model(), images, seconds, accuracies)
 
 
 def build_control(keras: ModuleType) -> Any:

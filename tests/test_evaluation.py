@@ -103,17 +103,15 @@ def test_calibrate_lowers_the_loss_and_keeps_every_answer(factor, trained, subse
     """The trained network, made too sure or not sure enough, is set right again."""
     weights = trained.model.get_weights()
     weights[-2:] = [array * factor for array in weights[-2:]]
-    spoiled = mnist.build_model()
-    spoiled.set_weights(weights)
+    model = mnist.build_model()
+    model.set_weights(weights)
     examples = subset.train.take(slice(600))
-    calibrated = mnist.calibrate(spoiled, examples)
-    before = mnist.predict(spoiled, examples.images)
-    after = mnist.predict(calibrated, examples.images)
+    before = mnist.predict(model, examples.images)
+    mnist.calibrate(model, before, examples.labels)
+    after = mnist.predict(model, examples.images)
     assert np.array_equal(before.argmax(axis=1), after.argmax(axis=1))
     loss = mnist.cross_entropy(after, examples.labels)
     assert loss < 0.9 * mnist.cross_entropy(before, examples.labels)
-    # The network that it is given stays as it was.
-    assert all(map(np.array_equal, spoiled.get_weights(), weights))
 
 
 def test_digest_tells_weights_apart():

@@ -48,3 +48,17 @@ def test_answers_are_probabilities(model, subset):
     assert probabilities.shape == (7, 10)
     assert probabilities.min() >= 0
     assert np.allclose(probabilities.sum(axis=1), 1)
+
+
+def test_kept_network_averages_what_it_sees_of_nine_shifts(trained, subset):
+    """Averaged features give the answers' geometric mean: what follows is linear."""
+    network, images = mnist.build_model(), subset.test.images
+    network.set_weights(trained.model.get_weights())
+    kept = mnist.average_shifts(network)
+    assert kept.count_params() == network.count_params()
+    wide = np.pad(images, [(0, 0), (1, 1), (1, 1)])
+    moved = [wide[:, y : y + 28, x : x + 28] for y in range(3) for x in range(3)]
+    logits = np.mean([np.log(mnist.predict(network, m)) for m in moved], axis=0)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert np.allclose(mnist.predict(kept, images), expected, atol=1e-5)
+    assert not np.allclose(mnist.predict(network, images), expected, atol=1e-2)

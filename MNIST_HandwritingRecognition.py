@@ -1069,12 +1069,12 @@ def erase_lines(ink: np.ndarray, level: float) -> np.ndarray:
 
 
 def broaden(ink: np.ndarray) -> np.ndarray:
-    """Bring a fine pen's strokes to a width of about 2.6 of the digit's 20 pixels."""
+    """Bring a fine pen's strokes to a width of about 2.5 of the digit's 20 pixels."""
     size = max(side.stop - side.start for side in find_box(ink > 0.3))
     ink = np.pad(ink, 4)
     edges = [np.abs(np.diff(ink, axis=axis)).sum() for axis in (0, 1)]
     width = 2 * ink.sum() / np.hypot(*edges) * 20 / size  # Area over half the outline.
-    if (steps := round((2.6 - width) / 0.5)) < 1:
+    if (steps := round((2.5 - width) / 0.5)) < 1:
         return ink
     # The digit is now 80 pixels large: one more on either side is half a pixel of 20.
     large = np.clip(resize(ink, 80 / size, Image.Resampling.BICUBIC), 0, 1)
@@ -1092,7 +1092,7 @@ def fit_digit(ink: np.ndarray) -> np.ndarray:
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     digit = resize(ink, scale, how)
     # As in MNIST, ink is full in the middle of a stroke.
-    digit = np.clip(digit / np.quantile(digit, 0.98), 0, 1)
+    digit = np.clip(digit / np.quantile(digit, 0.95), 0, 1)
     digit = np.where(digit < 0.02, 0, digit)
     form, (height, width) = np.zeros((28, 28), np.uint8), digit.shape
     # MNIST's centre of mass is at pixel 14, counted from 0; the half rounds.

@@ -848,10 +848,12 @@ def draw_misclassified(dataset: Dataset, probabilities: np.ndarray) -> Figure:
     return draw_digits(heading, dataset.test.take(chosen), probabilities[chosen])
 
 
-def draw_feature_maps(model: keras.Model, dataset: Dataset) -> Figure:
+def draw_feature_maps(
+    model: keras.Model, dataset: Dataset, probabilities: np.ndarray
+) -> Figure:
     """Draw the first test image's way through the four blocks to the probabilities."""
     image, maps = dataset.test.images[:1], []
-    values, probabilities = normalize(image), predict(model, image)
+    values = normalize(image)
     for layer in model.get_layer("blocks").layers:
         values = layer(values)
         if isinstance(layer, keras.layers.ReLU):
@@ -917,7 +919,7 @@ def draw_all(
     pictures = {
         "training_data_example": draw_training_data(dataset),
         "predictions_on_test_set": draw_predictions(dataset, answers),
-        "feature_maps": draw_feature_maps(model, dataset),
+        "feature_maps": draw_feature_maps(model, dataset, answers),
         "training_history": draw_history(rows, dataset),
         "confusion_matrix": draw_confusions(dataset, answers),
         "misclassified_digits": draw_misclassified(dataset, answers),

@@ -84,7 +84,7 @@ def test_no_more_than_fifty_errors_are_drawn(subset):
 
 
 def test_feature_maps_follow_the_first_test_image(subset, trained):
-    figure = mnist.draw_feature_maps(trained.model, subset)
+    figure = mnist.draw_feature_maps(trained.model, subset, trained.probabilities)
     assert len(titles(figure)) == 6
     for count in (16, 32, 64, 128):
         assert any(f"{count} maps" in title for title in titles(figure)), count

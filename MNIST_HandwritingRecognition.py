@@ -499,7 +499,7 @@ def build_model(
     return model
 
 
-def average_shifts(trained: keras.Sequential) -> keras.Model:
+def average_shifts(trained: keras.Sequential) -> keras.Sequential:
     """The network to keep: `trained`, made to look at each image nine times.
 
     What strides and pooling let through depends on how the strokes fall on their grid
@@ -508,11 +508,12 @@ def average_shifts(trained: keras.Sequential) -> keras.Model:
     inside a network from (n, 28, 28, 1) to (n, 10) like the other, with its weights.
     """
     *blocks, dense = build_model().layers
-    network, image = keras.Sequential(blocks, name="blocks"), keras.Input((28, 28, 1))
+    blocks, image = keras.Sequential(blocks, name="blocks"), keras.Input((28, 28, 1))
     wide = keras.layers.ZeroPadding2D(1)(image)
     crops = [((y, 2 - y), (x, 2 - x)) for y in range(3) for x in range(3)]
-    features = [network(keras.layers.Cropping2D(crop)(wide)) for crop in crops]
-    model = keras.Model(image, dense(keras.layers.Average()(features)))
+    features = [blocks(keras.layers.Cropping2D(crop)(wide)) for crop in crops]
+    looks = keras.Model(image, keras.layers.Average()(features), name="looks")
+    model = keras.Sequential([keras.Input((28, 28, 1)), looks, dense])
     model.set_weights(trained.get_weights())
     return model
 
@@ -854,7 +855,7 @@ def draw_feature_maps(
     """Draw the first test image's way through the four blocks to the probabilities."""
     image, maps = dataset.test.images[:1], []
     values = normalize(image)
-    for layer in model.get_layer("blocks").layers:
+    for layer in model.get_layer("looks").get_layer("blocks").layers:
         values = layer(values)
         if isinstance(layer, keras.layers.ReLU):
             maps.append(values.numpy())

@@ -82,8 +82,8 @@ def test_batches_are_not_tuned(subset):
 
 def test_only_training_normalizes_with_the_fused_kernel():
     trained = mnist.start_model(mnist.Settings(), steps=10)
-    kept = mnist.average_shifts(trained)
-    for model, count in ((trained, 4), (kept.get_layer("blocks"), 0)):
+    blocks = mnist.average_shifts(trained).get_layer("looks").get_layer("blocks")
+    for model, count in ((trained, 4), (blocks, 0)):
         kinds = [isinstance(x, mnist.FusedNormalization) for x in model.layers]
         assert sum(kinds) == count
 

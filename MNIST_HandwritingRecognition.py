@@ -13,7 +13,7 @@ CPU cores (TensorFlow 2.21, Keras 3.15, Python 3.11).
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "tensorflow>=2.20,<3",
+#     "tensorflow>=2.21,<3",
 #     "numpy>=2,<3",
 #     "matplotlib>=3.9,<4",
 #     "seaborn>=0.13,<1",

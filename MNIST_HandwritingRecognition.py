@@ -1353,7 +1353,7 @@ def run_training(
         write_results(folder / "results", model, rows, metrics)
         files = sorted(file.name for file in (folder / "results").iterdir())
     print(summarize(metrics), f"Written to {outputs}: {', '.join(files)}", sep="\n")
-    return 0 if metrics["test_accuracy"] >= settings.minimum_accuracy else 1
+    return judge(metrics)
 
 
 def write_results(folder: Path, model: keras.Model, rows: list, metrics: dict) -> None:
@@ -1378,6 +1378,15 @@ def summarize(metrics: dict[str, Any]) -> str:
         f"{seconds['total']:.0f} s in all, {seconds['training']:.0f} s to train "
         f"({metrics['images_per_second']:,.0f} images/s)"
     )
+
+
+def judge(metrics: dict[str, Any]) -> int:
+    """The run's exit code: 1, with a sentence, if it read fewer than it should."""
+    minimum = metrics["settings"]["minimum_accuracy"]
+    if metrics["test_accuracy"] >= minimum:
+        return 0
+    notice(f"The test accuracy is below --minimum-accuracy {minimum}.")
+    return 1
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -303,7 +303,9 @@ def test_few_images_of_one_class_alone_work(subset, tmp_path, capsys):
     options = ["--epochs=1", "--batch-size=4", "--minimum-accuracy=0.5"]
     options += ["--data", str(tmp_path / "few.npz"), "--outputs", str(tmp_path)]
     assert mnist.main(options) == 1
-    assert "of one class" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "of one class" in said
+    assert said.endswith("The test accuracy is below --minimum-accuracy 0.5.\n")
     suffixes = sorted(file.suffix for file in tmp_path.iterdir())
     assert suffixes == [".csv", ".json", ".keras", ".npz", *[".png"] * 6]
 

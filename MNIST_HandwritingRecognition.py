@@ -715,8 +715,11 @@ def calibrate(model: keras.Model, answers: np.ndarray, labels: np.ndarray) -> No
 
     One number divides the last layer's weights: the one with the lowest cross-entropy
     for the model's `answers` (n, 10) to images with these `labels`, which it wasn't
-    trained on (Guo et al. 2017, arXiv:1706.04599). No answer changes.
+    trained on (Guo et al. 2017, arXiv:1706.04599). No answer changes. Where all are
+    right, no temperature is the best, since a lower one is better still: it stays at 1.
     """
+    if (answers.argmax(axis=1) == labels).all():
+        return
     logits = np.log(answers + 1e-30)
 
     def loss(temperature: float) -> float:

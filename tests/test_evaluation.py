@@ -114,6 +114,15 @@ def test_calibrate_lowers_the_loss_and_keeps_every_answer(factor, trained, subse
     assert loss < 0.9 * mnist.cross_entropy(before, examples.labels)
 
 
+def test_calibrate_does_nothing_where_all_are_right(trained, subset):
+    before = trained.model.get_weights()
+    right = trained.probabilities.argmax(axis=1) == subset.test.labels
+    labels = subset.test.labels[right]
+    mnist.calibrate(trained.model, trained.probabilities[right], labels)
+    for old, new in zip(before, trained.model.get_weights()):
+        assert np.array_equal(old, new)
+
+
 def test_digest_tells_weights_apart():
     keras.utils.set_random_seed(1)
     model = mnist.build_model()

@@ -1126,6 +1126,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
     kinds = Image.registered_extensions().items()  # Some can only be written.
     known, files = {suffix for suffix, kind in kinds if kind in Image.OPEN}, []
+    known |= {".heic", ".heif"}  # Refused with a reason, but a phone's usual photos.
     for path in paths:
         inside = [f for f in path.rglob("[!.]*") if f.suffix.lower() in known]
         inside = sorted(filter(Path.is_file, inside), key=natural)

@@ -181,6 +181,14 @@ def test_folder_is_read_in_natural_order(page, tmp_path, capsys):
     assert [row[0].split("/")[-1] for row in rows] == ["1.png", "9.png", "10.png"]
 
 
+def test_a_phones_photo_that_cannot_be_read_is_not_passed_over(page, tmp_path, capsys):
+    page.save(tmp_path / "1.png")
+    (tmp_path / "2.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    code, rows, said = predict(capsys, tmp_path, outputs=tmp_path / "outputs")
+    assert (code, [row[1] for row in rows]) == (1, ["3", "-"])
+    assert "2.HEIC: it can't be read as an image" in said
+
+
 def test_without_scipy_the_missing_package_is_named(
     page, tmp_path, monkeypatch, capsys
 ):

@@ -1417,7 +1417,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     path("--outputs", default=OUTPUTS, metavar="DIR", help=where)
     where = "instead of training, read these images, or all in these folders"
     path("--predict", nargs="+", help=where)
-    where = "the network for --predict (default: outputs/model.keras)"
+    where = "network for --predict (default: outputs/model.keras beside the script)"
     path("--model", metavar="FILE", help=where)
     where = "start afresh, and drop what an unfinished run left in the folder"
     parser.add_argument("--fresh", action="store_true", help=where)

@@ -78,6 +78,21 @@ def test_kaggles_archive_is_read(packed, subset, tmp_path):
     assert all(map(np.array_equal, dataset.test, subset.test))
 
 
+@pytest.mark.parametrize("others", [1, 4])
+def test_two_datasets_are_not_mixed(others, subset, tmp_path):
+    """As torchvision keeps them, side by side; one of them whole or in part."""
+    arrays = (*subset.train, *subset.test)
+    for folder, count in {"MNIST": 4, "FashionMNIST": others}.items():
+        (tmp_path / folder / "raw").mkdir(parents=True)
+        for name, kind, array in list(zip(FILES, KINDS, arrays))[:count]:
+            data = idx(array if folder == "MNIST" else array[::-1])
+            (tmp_path / folder / "raw" / f"{name}-{kind}").write_bytes(data)
+    with pytest.raises(mnist.InputError, match="another such file differs"):
+        mnist.read_dataset(tmp_path)
+    dataset = mnist.read_dataset(tmp_path / "MNIST")
+    assert all(map(np.array_equal, dataset.train, subset.train))
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_is_read_with_labels_of_any_integer_type(save, subset, tmp_path):
     arrays = dict(zip(KEYS, (*subset.train, *subset.test)))

@@ -122,8 +122,23 @@ def test_a_step_is_traced_once(subset, tmp_path, monkeypatch):
     assert len(traced) == 1
 
 
+@pytest.mark.parametrize("steps", [7, 26])
+def test_an_epoch_ends_after_its_steps(steps, subset, tmp_path, monkeypatch):
+    """Keras goes on into the next epoch where groups of steps don't fill one."""
+
+    def save_state(path, model, *_):
+        ends.append(int(model.optimizer.iterations))
+
+    ends = []
+    monkeypatch.setattr(mnist, "save_state", save_state)
+    parts = subset.train.take(slice(10 * steps)), subset.test.take(slice(20))
+    settings = mnist.Settings(batch_size=10, epochs=2)
+    mnist.train(settings, *parts, tmp_path / "state.npz", {})
+    assert ends == [steps, 2 * steps]
+
+
 def test_learning_rate_rises_to_its_peak_and_ends_near_zero():
-    model = mnist.start_model(mnist.Settings(learning_rate=0.03), steps=100)
+    model = mnist.start_model(mnist.Settings(epochs=4, learning_rate=0.03), steps=25)
     rates = []
     for step in range(101):
         model.optimizer.iterations.assign(step)

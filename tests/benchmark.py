@@ -133,7 +133,8 @@ def run_script(arguments: list[str]) -> Row:
     accuracies = [float(epoch["val_accuracy"]) for epoch in epochs]
     kept = ("test_accuracy", "test_loss", "validation_accuracy", "data", "settings")
     row = {name: metrics[name] for name in (*kept, "versions", "weights_sha256")}
-    return row | describe_training(script.build_model(), images, seconds, accuracies)
+    model = script.build_model(epochs_run)
+    return row | describe_training(model, images, seconds, accuracies)
 
 
 def build_control(keras: ModuleType) -> Any:

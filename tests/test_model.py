@@ -7,9 +7,9 @@ import pytest
 import MNIST_HandwritingRecognition as mnist
 
 
-@pytest.fixture(scope="module")
-def model():
-    return mnist.build_model()
+@pytest.fixture(scope="module", params=[mnist.LONG_RUN - 1, mnist.LONG_RUN])
+def model(request):
+    return mnist.build_model(request.param)
 
 
 def test_input_and_output(model):
@@ -43,6 +43,12 @@ def test_maps_shrink_so_that_the_last_block_sees_the_whole_digit(model):
     assert sizes[-1] <= 4
 
 
+def test_long_runs_have_finer_maps():
+    short, long = (mnist.build_model(mnist.LONG_RUN + more) for more in (-1, 0))
+    for coarse, fine in zip(short.layers, long.layers[:4]):
+        assert coarse.output.shape[1] < fine.output.shape[1]
+
+
 def test_answers_are_probabilities(model, subset):
     probabilities = mnist.predict(model, subset.test.images[:7])
     assert probabilities.shape == (7, 10)
@@ -50,9 +56,10 @@ def test_answers_are_probabilities(model, subset):
     assert np.allclose(probabilities.sum(axis=1), 1)
 
 
-def test_kept_network_averages_what_it_sees_of_nine_shifts(trained, subset):
+@pytest.mark.parametrize("epochs", [mnist.LONG_RUN - 1, mnist.LONG_RUN])
+def test_kept_network_averages_what_it_sees_of_nine_shifts(epochs, trained, subset):
     """Averaged features give the answers' geometric mean: what follows is linear."""
-    network, images = mnist.build_model(), subset.test.images
+    network, images = mnist.build_model(epochs), subset.test.images
     network.set_weights(trained.model.get_weights())
     kept = mnist.average_shifts(network)
     assert kept.count_params() == network.count_params()

@@ -88,6 +88,13 @@ def test_only_training_normalizes_with_the_fused_kernel():
         assert sum(kinds) == count
 
 
+def test_long_runs_train_the_finer_maps():
+    settings = mnist.Settings(epochs=mnist.LONG_RUN)
+    trained = mnist.start_model(settings, steps=10).layers
+    expected = mnist.build_model(settings.epochs).layers
+    assert [x.output.shape for x in trained] == [x.output.shape for x in expected]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_fused_normalization_does_what_that_of_keras_does(training):
     chance = np.random.default_rng(0)

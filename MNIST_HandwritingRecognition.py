@@ -122,6 +122,7 @@ START_SECONDS = time.perf_counter() - STARTED
 
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
 STATE = "state.npz"  # What a run that was cut off leaves, to go on from.
+LONG_RUN = 20  # From so many epochs on, the network has finer maps, and takes longer.
 
 
 class InputError(ValueError):
@@ -138,7 +139,9 @@ def knob(default: Any, reason: str, low: float = 0, high: float = math.inf) -> A
 class Settings:
     """Every knob of a training run. InputError if one is out of its range."""
 
-    epochs: int = knob(12, "passes over the training images", low=1, high=10_000)
+    epochs: int = knob(
+        12, f"passes over the data; {LONG_RUN} or more: finer maps", low=1, high=10_000
+    )
     batch_size: int = knob(128, "images per step: 64 is slower, 256 learns less", low=1)
     learning_rate: float = knob(0.02, "its peak; batch normalization allows a high one")
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
@@ -480,9 +483,8 @@ BLOCKS = [
     (64, 1, "same", 1, True),  # to 3x3
     (128, 1, "same", 1, False),
 ]
-# The same weights on larger maps, for nearly three times the work. They read little
-# better after twelve passes over the data, but gain more from further ones.
-LONG_RUN = 20  # From so many epochs on, these are the blocks:
+# Those of long runs: finer maps, for two and a half times the work. Dilation widens
+# what the last block sees from 21 to 29 pixels, as much as the image.
 FINE_BLOCKS = [
     (16, 2, "same", 1, False),  # 28x28 to 14x14
     (32, 1, "same", 1, False),
@@ -498,21 +500,21 @@ def build_model(
 ) -> keras.Sequential:
     """The network: from images (n, 28, 28, 1), 0 to 1, to probabilities (n, 10).
 
-    A run of many `epochs` has finer maps. The statistics to normalize with after
-    training are running averages over about the last ten of the run's `steps`, or the
-    last tenth of a short run.
+    A run of LONG_RUN `epochs` or more has finer maps. The statistics to normalize with
+    after training are running averages over about the last ten of the run's `steps`, or
+    the last tenth of a short run.
     """
     momentum = 1 - 1 / min(10, max(2, steps / 10))
     model = keras.Sequential([keras.Input((28, 28, 1))])
     blocks = FINE_BLOCKS if epochs >= LONG_RUN else BLOCKS
     for filters, stride, padding, dilation, pools in blocks:
-        # Normalization has an offset, so the convolution needs none. Pooling first
+        # Normalization has an offset, so the convolution needs no bias. Pooling first
         # leaves it a quarter of the pixels.
         shape = {"strides": stride, "padding": padding, "dilation_rate": dilation}
         model.add(keras.layers.Conv2D(filters, 3, **shape, use_bias=False))
         if pools:
             model.add(keras.layers.MaxPooling2D(2))
-        model.add(normalization(momentum=momentum))
+        model.add(normalization(momentum=momentum, name=f"normalization_{filters}"))
         model.add(keras.layers.ReLU())
     model.add(keras.layers.GlobalAveragePooling2D())
     model.add(keras.layers.Dense(10, activation="softmax"))
@@ -527,14 +529,8 @@ def average_shifts(trained: keras.Sequential) -> keras.Sequential:
     moved by a pixel each way, and their features are averaged: test-time augmentation,
     inside a network from (n, 28, 28, 1) to (n, 10) like the other, with its weights.
     """
-
-    def copy(layer: keras.Layer) -> keras.Layer:
-        """A layer like that one, without weights, of Keras's own kind."""
-        normal = keras.layers.BatchNormalization
-        kind = normal if isinstance(layer, normal) else type(layer)
-        return kind.from_config(layer.get_config())
-
-    *blocks, dense = map(copy, trained.layers)
+    plain = {"FusedNormalization": keras.layers.BatchNormalization}
+    *blocks, dense = keras.Sequential.from_config(trained.get_config(), plain).layers
     blocks, image = keras.Sequential(blocks, name="blocks"), keras.Input((28, 28, 1))
     wide = keras.layers.ZeroPadding2D(1)(image)
     crops = [((y, 2 - y), (x, 2 - x)) for y in range(3) for x in range(3)]
@@ -622,14 +618,15 @@ class FusedNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-def start_model(settings: Settings, steps: int) -> keras.Model:
+def start_model(settings: Settings, steps: int) -> keras.Sequential:
     """A network with the seed's own first weights, compiled for epochs of `steps`.
 
     The learning rate rises for a fifth of the run and falls to zero along a cosine
     (Smith and Topin 2018, arXiv:1708.07120), so a run of any length ends settled.
     """
     keras.utils.set_random_seed(settings.seed)
-    total, warm_up = steps * settings.epochs, steps * settings.epochs // 5
+    total = steps * settings.epochs
+    warm_up = total // 5
     model = build_model(settings.epochs, total, FusedNormalization)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, total - warm_up, warmup_target=settings.learning_rate, warmup_steps=warm_up
@@ -640,7 +637,8 @@ def start_model(settings: Settings, steps: int) -> keras.Model:
     loss = keras.losses.CategoricalCrossentropy(
         label_smoothing=settings.label_smoothing
     )
-    # Keras's loop runs a few steps at a time, a tenth faster. They must fill the epoch.
+    # Keras's loop runs a few steps at a time, a tenth faster. They must fill the
+    # epoch, or the loop would go on into the next.
     group = max(count for count in range(1, 17) if steps % count == 0)
     model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=group)
     optimizer.build(model.trainable_variables)
@@ -683,7 +681,7 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
 
 def train(
     settings: Settings, training: Examples, validation: Examples, path: Path, run: dict
-) -> tuple[keras.Model, list[dict[str, float]]]:
+) -> tuple[keras.Sequential, list[dict[str, float]]]:
     """Train a network; return it, and a row of figures for each epoch.
 
     From the state that is kept at `path` after each epoch, the same `run` goes on.
@@ -766,7 +764,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a rate (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
     rate, share = successes / trials, 1.959964**2 / trials
     half = math.sqrt(rate * (1 - rate) * share + share**2 / 4)
-    return tuple((rate + share / 2 + side) / (1 + share) for side in (-half, half))
+    ends = ((rate + share / 2 + side) / (1 + share) for side in (-half, half))
+    return tuple(min(end, 1.0) for end in ends)  # Rounding could exceed 1.
 
 
 def count_confusions(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -1447,7 +1446,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     path("--outputs", default=OUTPUTS, metavar="DIR", help=where)
     where = "instead of training, read these images, or all in these folders"
     path("--predict", nargs="+", help=where)
-    where = "network for --predict (default: outputs/model.keras beside the script)"
+    where = "network for --predict (default: model.keras in --outputs, or in outputs)"
     path("--model", metavar="FILE", help=where)
     where = "start afresh, and drop what an unfinished run left in the folder"
     parser.add_argument("--fresh", action="store_true", help=where)
@@ -1474,8 +1473,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with quiet_start():
             tf.config.list_logical_devices()
         if options.predict:
-            network = options.model or OUTPUTS / "model.keras"
-            return run_predict(options.predict, network, options.outputs)
+            own = options.outputs / "model.keras"
+            network = own if own.exists() else OUTPUTS / "model.keras"
+            return run_predict(
+                options.predict, options.model or network, options.outputs
+            )
         return run_training(settings, options.data, options.outputs, options.fresh)
     except (InputError, OSError, FloatingPointError) as error:
         notice(f"error: {error}")

@@ -70,6 +70,10 @@ def test_wilson_interval_as_published(successes, trials, low, high):
     assert interval == pytest.approx((low, high), abs=5e-5)
 
 
+def test_wilson_interval_of_none_wrong_ends_at_1():
+    assert mnist.wilson_interval(20, 20)[1] == 1  # It rounds to more.
+
+
 def test_cross_entropy():
     probabilities = answer([1, 2], [0.5, 0.8])
     loss = mnist.cross_entropy(probabilities, np.array([1, 2]))

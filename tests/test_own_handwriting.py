@@ -209,6 +209,18 @@ def test_network_that_is_none_is_refused(content, page, tmp_path, capsys):
     assert str(model) in capsys.readouterr().err
 
 
+def test_predict_reads_with_the_network_in_outputs(page, trained, tmp_path, capsys):
+    page.save(tmp_path / "page.png")
+    read = ["--predict", str(tmp_path / "page.png"), "--outputs"]
+    for folder, network in (
+        (trained.folder, trained.folder),
+        (tmp_path, mnist.OUTPUTS),
+    ):
+        mnist.main([*read, str(folder)])
+        assert f"Network: {network / 'model.keras'}\n" in capsys.readouterr().err
+        (folder / "your_digits.png").unlink()
+
+
 def test_network_of_other_shape_or_with_code_is_refused(tmp_path):
     keras = mnist.keras
     wide = keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Flatten()])

@@ -103,8 +103,8 @@ def quiet_start() -> Iterator[None]:
         os.close(screen)
 
 
-# The variables are read on import. oneDNN's kernels need a sixth less time for these
-# layers; TensorFlow uses them by itself on the newest processors alone.
+# The variables are read on import. oneDNN's kernels are faster for these layers;
+# TensorFlow uses them by itself on the newest processors alone.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # These could falsify a run: another backend, a cap on epochs or steps.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -122,7 +122,7 @@ START_SECONDS = time.perf_counter() - STARTED
 
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
 STATE = "state.npz"  # What a run that was cut off leaves, to go on from.
-LONG_RUN = 20  # From so many epochs on, the network has finer maps, and takes longer.
+QUICK_EPOCHS = 4  # Runs of no more epochs have coarser maps: half the work.
 
 
 class InputError(ValueError):
@@ -140,14 +140,14 @@ class Settings:
     """Every knob of a training run. InputError if one is out of its range."""
 
     epochs: int = knob(
-        12, f"passes over the data; {LONG_RUN} or more: finer maps", low=1, high=10_000
+        10, f"passes over the data; up to {QUICK_EPOCHS}, with coarser maps", 1, 10_000
     )
     batch_size: int = knob(128, "images per step: 64 is slower, 256 learns less", low=1)
     learning_rate: float = knob(0.02, "its peak; batch normalization allows a high one")
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
-    seed: int = knob(0, "decides every random number in training", high=2**31 - 1)
+    seed: int = knob(0, "decides what is held out, and all chance", high=2**31 - 1)
     limit: int | None = knob(None, "the first N training, N/6 test images", low=12)
     minimum_accuracy: float = knob(0.0, "exit with 1 if the test has less", high=1)
 
@@ -229,7 +229,8 @@ def load_dataset(path: Path | None, limit: int | None) -> Dataset:
     dataset = read_dataset(path) if path else load_mnist()
     if path:
         notice(f"Data: {dataset.name} from {path}")
-    if limit is None or limit >= len(dataset.train.labels):
+    counts = len(dataset.train.labels), 6 * len(dataset.test.labels)
+    if limit is None or limit >= max(counts):
         return dataset
     train, test = dataset.train.take(slice(limit)), dataset.test.take(slice(limit // 6))
     return identify(train, test, dataset.source, f"a part of {dataset.name}")
@@ -360,12 +361,13 @@ def load_mnist() -> Dataset:
 
 
 def cache_folder() -> Path:
-    """The folder where Keras keeps datasets, or one that can be written to instead."""
+    """Keras's folder for datasets; another if MNIST isn't there and can't be put."""
     home = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
-    existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
-        home = Path(tempfile.gettempdir(), ".keras")
-    return home / "datasets"
+    folder = home / "datasets"
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if os.access(existing, os.W_OK) or any(folder.glob("mnist*.npz")):
+        return folder
+    return Path(tempfile.gettempdir(), ".keras", "datasets")
 
 
 def read_mnist(path: Path) -> Dataset:
@@ -474,46 +476,35 @@ def augment(images: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
 
 # ---- Model --------------------------------------------------------------------------
 
-# Each block's filters, its convolution's stride, padding and dilation, and whether it
-# pools. The stride costs a quarter of the work of pooling 28x28 pixels, with the same
-# accuracy.
-BLOCKS = [
-    (16, 2, "valid", 1, False),  # 28x28 to 13x13
-    (32, 1, "same", 1, True),  # to 6x6
-    (64, 1, "same", 1, True),  # to 3x3
-    (128, 1, "same", 1, False),
-]
-# Those of long runs: finer maps, for two and a half times the work. Dilation widens
-# what the last block sees from 21 to 29 pixels, as much as the image.
-FINE_BLOCKS = [
-    (16, 2, "same", 1, False),  # 28x28 to 14x14
-    (32, 1, "same", 1, False),
-    (64, 1, "same", 1, True),  # to 7x7
-    (128, 1, "valid", 2, False),  # to 3x3
-]
+# Each block's filters, its convolution's stride and padding. With the stride the first
+# one is computed at a quarter of the pixels, and the network reads as well.
+BLOCKS = [(16, 2, "valid"), (32, 1, "same"), (64, 1, "same"), (128, 1, "same")]
+# The size of each block's pooling, 1 for none. The maps have 13, 13, 3, 3 pixels a side.
+# To pool late and at once leaves block 3 fine maps and shows block 4 the whole digit.
+# Quick runs do with 13, 6, 3, 3, for less than half of the work.
+POOLS, QUICK_POOLS = (1, 1, 4, 1), (1, 2, 2, 1)
 
 
 def build_model(
-    epochs: int = 1,
+    epochs: int,
     steps: int = 1000,
     normalization: type = keras.layers.BatchNormalization,
 ) -> keras.Sequential:
     """The network: from images (n, 28, 28, 1), 0 to 1, to probabilities (n, 10).
 
-    A run of LONG_RUN `epochs` or more has finer maps. The statistics to normalize with
-    after training are running averages over about the last ten of the run's `steps`, or
-    the last tenth of a short run.
+    A run of at most QUICK_EPOCHS `epochs` has coarser maps. The statistics to normalize
+    with after training are running averages over about the last ten of the run's
+    `steps`, or the last tenth of a short run.
     """
     momentum = 1 - 1 / min(10, max(2, steps / 10))
     model = keras.Sequential([keras.Input((28, 28, 1))])
-    blocks = FINE_BLOCKS if epochs >= LONG_RUN else BLOCKS
-    for filters, stride, padding, dilation, pools in blocks:
-        # Normalization has an offset, so the convolution needs no bias. Pooling first
-        # leaves it a quarter of the pixels.
-        shape = {"strides": stride, "padding": padding, "dilation_rate": dilation}
-        model.add(keras.layers.Conv2D(filters, 3, **shape, use_bias=False))
-        if pools:
-            model.add(keras.layers.MaxPooling2D(2))
+    pools = QUICK_POOLS if epochs <= QUICK_EPOCHS else POOLS
+    for (filters, stride, padding), pool in zip(BLOCKS, pools):
+        # Normalization has an offset, so the convolution needs no bias. After pooling
+        # it has fewer pixels to normalize, to the same effect.
+        model.add(keras.layers.Conv2D(filters, 3, stride, padding, use_bias=False))
+        if pool > 1:
+            model.add(keras.layers.MaxPooling2D(pool))
         model.add(normalization(momentum=momentum, name=f"normalization_{filters}"))
         model.add(keras.layers.ReLU())
     model.add(keras.layers.GlobalAveragePooling2D())
@@ -600,7 +591,7 @@ class FusedNormalization(keras.layers.BatchNormalization):
     """Batch normalization that trains with TensorFlow's fused kernel.
 
     Keras's own layer does it in a dozen operations, each of which reads all values
-    again; with the kernel a pass over the data takes a sixth less time. Its running
+    again; with the kernel a pass over the data takes less time. Its running
     variance is the unbiased one. The network that is kept has Keras's layer.
     """
 
@@ -637,7 +628,7 @@ def start_model(settings: Settings, steps: int) -> keras.Sequential:
     loss = keras.losses.CategoricalCrossentropy(
         label_smoothing=settings.label_smoothing
     )
-    # Keras's loop runs a few steps at a time, a tenth faster. They must fill the
+    # Keras's loop runs a few steps at a time, which is faster. They must fill the
     # epoch, or the loop would go on into the next.
     group = max(count for count in range(1, 17) if steps % count == 0)
     model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=group)
@@ -755,7 +746,7 @@ def calibrate(model: keras.Model, answers: np.ndarray, labels: np.ndarray) -> No
         scaled = np.exp(logits / temperature)
         return cross_entropy(scaled / scaled.sum(1, keepdims=True), labels)
 
-    temperature = np.float32(min(np.geomspace(0.25, 4, 200), key=loss))
+    temperature = np.float32(min(np.geomspace(1 / 16, 16, 400), key=loss))
     last = model.layers[-1]
     last.set_weights([array / temperature for array in last.get_weights()])
 
@@ -884,7 +875,10 @@ def draw_misclassified(dataset: Dataset, probabilities: np.ndarray) -> Figure:
 def draw_feature_maps(
     model: keras.Model, dataset: Dataset, probabilities: np.ndarray
 ) -> Figure:
-    """Draw the first test image's way through the four blocks to the probabilities."""
+    """Draw the first test image's way through the four blocks, and the answer to it.
+
+    The blocks are drawn as they see it in its place; the answer is that of nine looks.
+    """
     image, maps = dataset.test.images[:1], []
     values = normalize(image)
     for layer in model.get_layer("looks").get_layer("blocks").layers:
@@ -917,7 +911,7 @@ def draw_feature_maps(
 def draw_history(rows: list[dict[str, float]], dataset: Dataset) -> Figure:
     """Draw loss and accuracy by epoch, on the training and the validation images."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    heading = f"Training on {dataset.name}; the losses include label smoothing"
+    heading = f"Training on {dataset.name}, by one look; losses with label smoothing"
     figure.suptitle(heading, parse_math=False)
     epochs = [row["epoch"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -1111,7 +1105,7 @@ def broaden(ink: np.ndarray) -> np.ndarray:
     width = 2 * ink.sum() / np.hypot(*edges) * 20 / size  # Area over half the outline.
     if (steps := round((2.5 - width) / 0.5)) < 1:
         return ink
-    # The digit is now 80 pixels large: one more on either side is half a pixel of 20.
+    # With the digit 80 pixels large, one more on either side is half a pixel of 20.
     large = np.clip(resize(ink, 80 / size, Image.Resampling.BICUBIC), 0, 1)
     return ndimage.maximum_filter(large, 2 * steps + 1)
 
@@ -1218,8 +1212,7 @@ def draw_readings(readings: Sequence[Reading], probabilities: np.ndarray) -> Fig
     for (given, seen, bars), reading, row in zip(places, readings, probabilities):
         name = reading.file.name[-16:].encode(errors="replace").decode()
         given.set_title(name, fontsize=9, parse_math=False)
-        if reading.picture is not None:
-            given.imshow(reading.picture, cmap="gray", vmin=0, vmax=1)
+        given.imshow(reading.picture, cmap="gray", vmin=0, vmax=1)
         if reading.problem:
             seen.text(0, 0.5, "not read")
             continue
@@ -1258,10 +1251,11 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
                 problems, answer = problems + 1, ["-"] * 4
                 notice(f"{reading.file}: {reading.problem}")
             table.writerow([reading.file, *answer])
-        first += list(zip(readings, answers))[: 40 - len(first)]
+        pairs = [pair for pair in zip(readings, answers) if pair[0].picture is not None]
+        first += pairs[: 40 - len(first)]
         with contextlib.redirect_stdout(sys.stderr):
             bar.add(len(readings))
-    if all(reading.picture is None for reading, _ in first):
+    if not first:
         return 1
     with tempfile.TemporaryDirectory(dir=outputs, prefix=".unfinished-") as folder:
         fresh = Path(folder, "your_digits.png")
@@ -1334,7 +1328,7 @@ def describe_run(settings: Settings, dataset: Dataset, counts: list[int]) -> dic
         "versions": {"python": platform.python_version()}
         | {package.__name__: package.__version__ for package in packages},
         "device": ", ".join(gpus) or f"{cores} CPU cores",
-        "onednn": os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1",
+        "onednn": os.environ["TF_ENABLE_ONEDNN_OPTS"].lower() in ("1", "true"),
     }
 
 
@@ -1369,15 +1363,17 @@ def run_training(
         with timed(seconds, "evaluation"):
             model = average_shifts(trained)
             held_out = predict(model, validation.images)
-            right = held_out.argmax(axis=1) == validation.labels
             calibrate(model, held_out, validation.labels)
             probabilities = predict(model, dataset.test.images)
         with timed(seconds, "figures"):
             draw_all(folder / "results", dataset, model, rows, probabilities)
         seconds["total"] = sum(seconds.values())
         metrics = evaluate(probabilities, dataset.test.labels) | {
-            "validation_accuracy": float(right.mean()),
+            "validation_accuracy": float(
+                (held_out.argmax(1) == validation.labels).mean()
+            ),
             "parameters": model.count_params(),
+            "maps": [x.output.shape[1] for x in trained.layers if "re_lu" in x.name],
             "weights_sha256": digest_weights(model),
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "images_per_second": round(seen / seconds["training"], 1),
@@ -1470,7 +1466,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     knobs = [field.name for field in dataclasses.fields(Settings)]
     try:
         settings = Settings(**{name: getattr(options, name) for name in knobs})
-        with quiet_start():
+        with quiet_start():  # TensorFlow's first look for devices has lines of its own.
             tf.config.list_logical_devices()
         if options.predict:
             own = options.outputs / "model.keras"

@@ -69,14 +69,14 @@ def earlier(tmp_path):
     )
 
 
-OPTIONS = ["--epochs", "4", "--batch-size", "32", "--minimum-accuracy", "0.95"]
+OPTIONS = ["--epochs", "5", "--batch-size", "32", "--minimum-accuracy", "0.95"]
 
 
 def kill_and_resume(command, folder):
     """Run a user's program; kill it at each of these lines; let it come to its end."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     left = []
-    for moment in ("Data", "epoch 2", "epoch 4"):
+    for moment in ("Data", "epoch 2", "epoch 5"):
         with subprocess.Popen(command, cwd=folder, **pipes) as killed:
             for line in killed.stderr:
                 if line.startswith(moment):

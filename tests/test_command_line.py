@@ -46,7 +46,7 @@ def test_picture_is_whole_and_sharp(name, trained):
 def test_history_has_a_row_for_each_epoch(trained):
     with (trained.folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
     for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
         assert all(math.isfinite(float(row[name])) for row in rows)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
@@ -130,6 +130,7 @@ def test_digest_and_count_are_those_of_the_saved_model(trained):
         digest.update(array.tobytes())
     assert trained.metrics["weights_sha256"] == digest.hexdigest()
     assert trained.metrics["parameters"] == trained.model.count_params() == 99_162
+    assert trained.metrics["maps"] == [13, 13, 3, 3]
 
 
 def test_metrics_tell_what_was_run(trained, subset):
@@ -146,7 +147,7 @@ def test_metrics_tell_what_was_run(trained, subset):
         "validation": 240,
         "test": 480,
     }
-    given = {"epochs": 4, "batch_size": 32, "minimum_accuracy": 0.95}
+    given = {"epochs": 5, "batch_size": 32, "minimum_accuracy": 0.95}
     assert metrics["settings"] == dataclasses.asdict(mnist.Settings()) | given
     assert metrics["versions"]["keras"] == keras.__version__
     assert metrics["versions"]["numpy"] == np.__version__
@@ -159,7 +160,7 @@ def test_times_add_up(trained):
     total = seconds.pop("total")
     assert list(seconds) == ["start", "data", "training", "evaluation", "figures"]
     assert total == pytest.approx(sum(seconds.values()), abs=0.05)
-    rate = 4 * 2640 / seconds["training"]
+    rate = 5 * 2640 / seconds["training"]
     assert trained.metrics["images_per_second"] == pytest.approx(rate, rel=0.01)
 
 
@@ -177,7 +178,7 @@ def test_summary_tells_the_result(trained):
 def test_screen_shows_the_summary_and_a_line_an_epoch(trained):
     names = ("accuracy", "loss", "val_accuracy", "val_loss")
     figures = ", ".join(rf"{name} \d\.\d{{4}}" for name in names)
-    epochs = [rf"epoch {n} of 4: {figures}, \d+\.\d+ s\n" for n in (1, 2, 3, 4)]
+    epochs = [rf"epoch {n} of 5: {figures}, \d+\.\d+ s\n" for n in range(1, 6)]
     assert re.fullmatch(r"Data: .*\n" + "".join(epochs), trained.stderr)
     assert trained.stdout.startswith("Test set of mnist_subset.npz (not MNIST): ")
     assert 1 < trained.stdout.count("\n") <= 5

@@ -147,6 +147,19 @@ def test_limit_that_takes_all_is_no_part(limit, subset, canonical):
     assert (dataset.name, dataset.canonical) == ("MNIST", True)
 
 
+@pytest.mark.parametrize(
+    ("test_images", "limit", "sizes"),
+    [(10, 20, (20, 3)), (10, 59, (20, 9)), (2, 12, (12, 2)), (2, 19, (19, 2))],
+)
+def test_limit_holds_for_parts_of_any_size(test_images, limit, sizes, tmp_path):
+    """MNIST's own have six to one; here it is 20 to 10 and 20 to 2."""
+    few = {name: GOOD[name][:test_images] for name in ("x_test", "y_test")}
+    np.savez(tmp_path / "few.npz", **GOOD | few)
+    part = mnist.load_dataset(tmp_path / "few.npz", limit)
+    assert (len(part.train.labels), len(part.test.labels)) == sizes
+    assert part.name == "a part of few.npz (not MNIST)"
+
+
 # ---- Forms that aren't read -----------------------------------------------------
 
 GOOD = {
@@ -370,6 +383,20 @@ def test_the_first_place_that_works_is_used(
     tried = [line for line in capsys.readouterr().err.splitlines() if "Data" in line]
     assert len(tried) == first + 1
     assert all(place in line for place, line in zip(PLACES, tried))
+
+
+@pytest.mark.parametrize("holds_mnist", [True, False])
+def test_home_that_cannot_be_written_to_is_still_read(
+    holds_mnist, keras_home, monkeypatch
+):
+    """The system's answer is replaced, since root may write everywhere."""
+    folder = keras_home / "datasets"
+    folder.mkdir(parents=True)
+    if holds_mnist:
+        (folder / "mnist.npz").touch()
+    assert mnist.cache_folder() == folder
+    monkeypatch.setattr(mnist.os, "access", lambda path, mode: path != folder)
+    assert (mnist.cache_folder() == folder) == holds_mnist
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered"])

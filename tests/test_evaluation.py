@@ -107,7 +107,7 @@ def test_calibrate_lowers_the_loss_and_keeps_every_answer(factor, trained, subse
     """The trained network, made too sure or not sure enough, is set right again."""
     weights = trained.model.get_weights()
     weights[-2:] = [array * factor for array in weights[-2:]]
-    model = mnist.build_model()
+    model = mnist.build_model(trained.metrics["settings"]["epochs"])
     model.set_weights(weights)
     examples = subset.train.take(slice(600))
     before = mnist.predict(model, examples.images)
@@ -129,7 +129,7 @@ def test_calibrate_does_nothing_where_all_are_right(trained, subset):
 
 def test_digest_tells_weights_apart():
     keras.utils.set_random_seed(1)
-    model = mnist.build_model()
+    model = mnist.build_model(epochs=1)
     digest = mnist.digest_weights(model)
     assert digest == mnist.digest_weights(model)
     model.layers[0].set_weights([w + 1e-3 for w in model.layers[0].get_weights()])

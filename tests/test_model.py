@@ -6,8 +6,10 @@ import pytest
 
 import MNIST_HandwritingRecognition as mnist
 
+EITHER = [mnist.QUICK_EPOCHS, mnist.QUICK_EPOCHS + 1]  # With coarse maps, with fine.
 
-@pytest.fixture(scope="module", params=[mnist.LONG_RUN - 1, mnist.LONG_RUN])
+
+@pytest.fixture(scope="module", params=EITHER)
 def model(request):
     return mnist.build_model(request.param)
 
@@ -38,15 +40,15 @@ def test_parameters(model):
 
 @pytest.mark.parametrize(
     ("epochs", "sizes"),
-    [(mnist.LONG_RUN - 1, [13, 6, 3, 3]), (mnist.LONG_RUN, [14, 14, 7, 3])],
+    list(zip(EITHER, ([13, 6, 3, 3], [13, 13, 3, 3]))),
 )
-def test_sizes_of_the_maps_which_are_finer_in_long_runs(epochs, sizes):
+def test_maps_are_coarser_in_quick_runs(epochs, sizes):
     layers = mnist.build_model(epochs).layers
     relus = [layer for layer in layers if isinstance(layer, keras.layers.ReLU)]
     assert [layer.output.shape[1] for layer in relus] == sizes
 
 
-@pytest.mark.parametrize("epochs", [mnist.LONG_RUN - 1, mnist.LONG_RUN])
+@pytest.mark.parametrize("epochs", EITHER)
 def test_last_block_sees_the_whole_digit(epochs):
     """Some feature there depends on both of two corners, 24 pixels apart."""
     network, images = mnist.build_model(epochs), np.zeros((3, 28, 28, 1), np.float32)
@@ -64,7 +66,7 @@ def test_answers_are_probabilities(model, subset):
     assert np.allclose(probabilities.sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("epochs", [mnist.LONG_RUN - 1, mnist.LONG_RUN])
+@pytest.mark.parametrize("epochs", EITHER)
 def test_kept_network_averages_what_it_sees_of_nine_shifts(epochs, trained, subset):
     """Averaged features give the answers' geometric mean: what follows is linear."""
     network, images = mnist.build_model(epochs), subset.test.images

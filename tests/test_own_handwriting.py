@@ -162,6 +162,15 @@ def test_a_missing_file_is_said_and_leaves_an_earlier_picture(tmp_path, capsys):
     assert (tmp_path / "your_digits.png").read_text() == "earlier"
 
 
+def test_picture_has_the_first_that_could_be_opened(page, tmp_path, capsys):
+    for number in range(41):
+        (tmp_path / f"{number}.png").write_text("junk")
+    page.save(tmp_path / "41.png")
+    code, rows, said = predict(capsys, tmp_path, outputs=tmp_path)
+    assert (code, rows[41][1]) == (1, "3")
+    assert said.endswith(f"Written to {tmp_path / 'your_digits.png'}\n")
+
+
 def test_outputs_that_name_a_file_are_refused_at_once(page, tmp_path, capsys):
     page.save(tmp_path / "page.png")
     paths = ["--predict", str(tmp_path / "page.png"), "--outputs"]

@@ -19,7 +19,7 @@ import MNIST_HandwritingRecognition as mnist
 
 HERE = Path(__file__).parent
 COMMAND = [sys.executable, mnist.__file__, "--data", str(HERE / "mnist_subset.npz")]
-COMMAND += ["--limit", "600", "--epochs", "4", "--batch-size", "32", "--seed", "3"]
+COMMAND += ["--limit", "600", "--epochs", "5", "--batch-size", "32", "--seed", "3"]
 
 
 def run(outputs, seconds=None, **options):
@@ -91,7 +91,7 @@ def same_result(outputs, reference):
 def test_a_killed_run_leaves_nothing_half_done_and_says_that_it_goes_on(resuming):
     resumed = resuming.result()
     assert set(resumed.left) == {".unfinished"}
-    said = "Data: .*\nGoing on with an unfinished run, after its epoch 4.\n"
+    said = "Data: .*\nGoing on with an unfinished run, after its epoch 5.\n"
     assert re.fullmatch(said, resumed.stderr)
     assert resumed.stdout.startswith("Test set of ")
     assert resumed.code == 0
@@ -288,5 +288,5 @@ def test_data_from_another_place_goes_on(outputs, uninterrupted, tmp_path):
     """A first run fetches the data, the next one reads the same from the cache."""
     run_epochs(outputs, kill_after="epoch 2")
     copy = shutil.copy(HERE / "mnist_subset.npz", tmp_path / "copy.npz")
-    said = run_epochs(outputs, "--data", str(copy), kill_after="epoch 4")
+    said = run_epochs(outputs, "--data", str(copy), kill_after="epoch 5")
     assert "Going on with" in said

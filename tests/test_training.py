@@ -88,10 +88,10 @@ def test_only_training_normalizes_with_the_fused_kernel():
         assert sum(kinds) == count
 
 
-def test_long_runs_train_the_finer_maps():
-    settings = mnist.Settings(epochs=mnist.LONG_RUN)
-    trained = mnist.start_model(settings, steps=10).layers
-    expected = mnist.build_model(settings.epochs).layers
+@pytest.mark.parametrize("epochs", [mnist.QUICK_EPOCHS, mnist.QUICK_EPOCHS + 1])
+def test_network_that_is_trained_has_the_maps_for_its_epochs(epochs):
+    trained = mnist.start_model(mnist.Settings(epochs=epochs), steps=10).layers
+    expected = mnist.build_model(epochs).layers
     assert [x.output.shape for x in trained] == [x.output.shape for x in expected]
 
 

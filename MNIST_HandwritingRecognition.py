@@ -479,7 +479,7 @@ def augment(images: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
 # Each block's filters, its convolution's stride and padding. With the stride the first
 # one is computed at a quarter of the pixels, and the network reads as well.
 BLOCKS = [(16, 2, "valid"), (32, 1, "same"), (64, 1, "same"), (128, 1, "same")]
-# The size of each block's pooling, 1 for none. The maps have 13, 13, 3, 3 pixels a side.
+# The size of each block's pooling, 1 for none: maps of 13, 13, 3, 3 pixels a side.
 # To pool late and at once leaves block 3 fine maps and shows block 4 the whole digit.
 # Quick runs do with 13, 6, 3, 3, for less than half of the work.
 POOLS, QUICK_POOLS = (1, 1, 4, 1), (1, 2, 2, 1)
@@ -811,6 +811,14 @@ def digest_weights(model: keras.Model) -> str:
     """SHA-256 of the weights' bytes, by which two runs can be compared."""
     data = b"".join(array.tobytes() for array in model.get_weights())
     return hashlib.sha256(data).hexdigest()
+
+
+def describe_network(model: keras.Model) -> dict[str, Any]:
+    """What tells networks apart: size, the pixels a side of its maps, its weights."""
+    blocks = model.get_layer("looks").get_layer("blocks").layers
+    maps = [x.output.shape[1] for x in blocks if isinstance(x, keras.layers.ReLU)]
+    digest = digest_weights(model)
+    return {"parameters": model.count_params(), "maps": maps, "weights_sha256": digest}
 
 
 # ---- Figures ------------------------------------------------------------------------
@@ -1363,18 +1371,15 @@ def run_training(
         with timed(seconds, "evaluation"):
             model = average_shifts(trained)
             held_out = predict(model, validation.images)
+            right = held_out.argmax(axis=1) == validation.labels
             calibrate(model, held_out, validation.labels)
             probabilities = predict(model, dataset.test.images)
         with timed(seconds, "figures"):
             draw_all(folder / "results", dataset, model, rows, probabilities)
         seconds["total"] = sum(seconds.values())
         metrics = evaluate(probabilities, dataset.test.labels) | {
-            "validation_accuracy": float(
-                (held_out.argmax(1) == validation.labels).mean()
-            ),
-            "parameters": model.count_params(),
-            "maps": [x.output.shape[1] for x in trained.layers if "re_lu" in x.name],
-            "weights_sha256": digest_weights(model),
+            "validation_accuracy": float(right.mean()),
+            **describe_network(model),
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "images_per_second": round(seen / seconds["training"], 1),
             **run,

@@ -841,7 +841,7 @@ def draw_digits(
         digit = label if answers is None else answers[i].argmax()
         title = str(digit) if digit == label else f"{digit}, not {label}"
         if answers is not None:
-            title += f"\n{answers[i].max():.0%}"
+            title += f"\n{answers[i].max():.1%}"
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         weight = "normal" if digit == label else "bold"
         axes.set_title(title, fontsize=10, fontweight=weight)
@@ -1225,7 +1225,7 @@ def draw_readings(readings: Sequence[Reading], probabilities: np.ndarray) -> Fig
             seen.text(0, 0.5, "not read")
             continue
         seen.imshow(reading.digit, cmap="gray", vmin=0, vmax=255)
-        seen.set_title(f"{row.argmax()}  {row.max():.0%}", fontsize=10)
+        seen.set_title(f"{row.argmax()}  {row.max():.1%}", fontsize=10)
         bars.axis("on")
         bars.bar(range(10), row)
         bars.set(xticks=range(10), yticks=[], ylim=(0, 1))

@@ -39,7 +39,7 @@ def test_training_data_of_few_digits(subset):
 def test_predictions_show_answers_and_the_least_sure_last(subset, trained):
     figure = mnist.draw_predictions(subset, trained.probabilities)
     assert len(titles(figure)) == 40
-    percents = [int(title.split("\n")[1][:-1]) for title in titles(figure)]
+    percents = [float(title.split("\n")[1][:-1]) for title in titles(figure)]
     assert percents[30:] == sorted(percents[30:])
     assert max(percents[30:]) <= min(percents[:30])
 
@@ -52,7 +52,7 @@ def test_misclassified_shows_the_errors_the_most_confident_first(subset):
     figure = mnist.draw_misclassified(subset, probabilities)
     assert "3 of 480" in figure.get_suptitle()
     true = [int(subset.test.labels[image]) for image in (8, 11, 3)]
-    percents = ["90%", "70%", "60%"]
+    percents = ["90.0%", "70.0%", "60.0%"]
     assert titles(figure) == [
         f"{(digit + 1) % 10}, not {digit}\n{percent}"
         for digit, percent in zip(true, percents)

@@ -140,7 +140,7 @@ class Settings:
     """Every knob of a training run. InputError if one is out of its range."""
 
     epochs: int = knob(
-        10, f"passes over the data; up to {QUICK_EPOCHS}, with coarser maps", 1, 10_000
+        10, f"passes over the data; {QUICK_EPOCHS} or fewer: coarser maps", 1, 10_000
     )
     batch_size: int = knob(128, "images per step: 64 is slower, 256 learns less", low=1)
     learning_rate: float = knob(0.02, "its peak; batch normalization allows a high one")

@@ -122,7 +122,7 @@ START_SECONDS = time.perf_counter() - STARTED
 
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
 STATE = "state.npz"  # What a run that was cut off leaves, to go on from.
-QUICK_EPOCHS = 4  # Runs of no more epochs have coarser maps: half the work.
+QUICK_EPOCHS = 4  # Runs of so many or fewer have coarser maps, for half the work.
 
 
 class InputError(ValueError):
@@ -147,7 +147,7 @@ class Settings:
     label_smoothing: float = knob(0.05, "keeps the network from overconfidence", high=1)
     augmentation: float = knob(1.0, "strength of the distortions; 0 for none", high=3)
     validation: float = knob(1 / 12, "share held out: 5,000 of 60,000", 0.001, 0.5)
-    seed: int = knob(0, "decides what is held out, and all chance", high=2**31 - 1)
+    seed: int = knob(0, "decides the split and every random number", high=2**31 - 1)
     limit: int | None = knob(None, "the first N training, N/6 test images", low=12)
     minimum_accuracy: float = knob(0.0, "exit with 1 if the test has less", high=1)
 
@@ -361,7 +361,7 @@ def load_mnist() -> Dataset:
 
 
 def cache_folder() -> Path:
-    """Keras's folder for datasets; another if MNIST isn't there and can't be put."""
+    """Keras's folder for datasets, or another if it is read-only without MNIST."""
     home = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
     folder = home / "datasets"
     existing = next(place for place in (folder, *folder.parents) if place.exists())
@@ -591,8 +591,8 @@ class FusedNormalization(keras.layers.BatchNormalization):
     """Batch normalization that trains with TensorFlow's fused kernel.
 
     Keras's own layer does it in a dozen operations, each of which reads all values
-    again; with the kernel a pass over the data takes less time. Its running
-    variance is the unbiased one. The network that is kept has Keras's layer.
+    again; the kernel is faster. Its running variance is the unbiased one. The network
+    that is kept has Keras's layer.
     """
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -56,8 +56,14 @@ from typing import Any, NamedTuple
 
 
 def stop(number: int, frame: Any) -> None:
-    """End the program on a signal that comes while it is still starting."""
-    os.write(SCREEN, b"Interrupted: nothing had begun.\n")
+    """End the program on a signal, at once: what it keeps is whole at any moment.
+
+    The exception that Ctrl-C raises by default can be lost inside TensorFlow's C++.
+    """
+    again = "the same command" + ", without --fresh," * ("--fresh" in sys.argv)
+    saved = f": {again} goes on from the last finished epoch, if there is one"
+    predicting = any(word.startswith("--predict") for word in sys.argv)
+    os.write(SCREEN, f"\nInterrupted{'' if predicting else saved}.\n".encode())
     os._exit(128 + number)
 
 
@@ -65,6 +71,8 @@ if __name__ == "__main__":  # The imports below take seconds.
     SCREEN = os.dup(2)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "SIGPIPE"):  # A reader that has seen enough is no error.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 STARTED = time.perf_counter()
 
@@ -379,16 +387,21 @@ def read_mnist(path: Path) -> Dataset:
 
 
 def fetch_mnist(download: Callable[[Path], Path], copy: Path) -> Dataset:
-    """Download MNIST, and keep it as `copy`, which gets this name when it is verified.
-
-    So neither a kill nor a second run at the same time can leave a damaged copy.
-    """
+    """Download MNIST, and keep it as `copy` when it is verified."""
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=copy.parent, prefix="unfinished-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         fresh = download(Path(folder))
         dataset = read_mnist(fresh)
-        os.replace(fresh, copy)
+        write_whole(copy, fresh.read_bytes())
     return dataset
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in one step, so no kill or second run can leave a part of it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
+        fresh = Path(folder, path.name)
+        fresh.write_bytes(data)
+        os.replace(fresh, path)
 
 
 def download_with_keras(folder: Path) -> Path:
@@ -1182,15 +1195,12 @@ def read_digits(files: Sequence[Path], size: int = 256) -> Iterator[list[Reading
     In one thread: the many small steps of several would only wait for each other.
     """
     portions = [files[start : start + size] for start in range(0, len(files), size)]
-    pool = ThreadPoolExecutor(max_workers=1)
-    try:
+    with ThreadPoolExecutor(max_workers=1) as pool:
         ahead = pool.map(read_digit, portions[0])
         for portion in portions[1:]:
             ready, ahead = ahead, pool.map(read_digit, portion)
             yield list(ready)
         yield list(ahead)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Of an interrupted run nothing waits.
 
 
 def load_network(path: Path) -> keras.Model:
@@ -1265,11 +1275,9 @@ def run_predict(paths: Sequence[Path], network: Path, outputs: Path) -> int:
             bar.add(len(readings))
     if not first:
         return 1
-    with tempfile.TemporaryDirectory(dir=outputs, prefix=".unfinished-") as folder:
-        fresh = Path(folder, "your_digits.png")
-        with warnings.catch_warnings(action="ignore"):  # A name may have unknown signs.
-            draw_readings(*zip(*first)).savefig(fresh, dpi=150)
-        os.replace(fresh, outputs / "your_digits.png")
+    with warnings.catch_warnings(action="ignore"):  # A name may have unknown signs.
+        draw_readings(*zip(*first)).savefig(drawn := io.BytesIO(), dpi=150)
+    write_whole(outputs / "your_digits.png", drawn.getvalue())
     notice(f"Written to {outputs / 'your_digits.png'}")
     return 1 if problems else 0
 
@@ -1464,8 +1472,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; return the exit code.
 
-    0 is done, 1 failed, 2 wrong usage or unusable input, 130 interrupted (143 by
-    SIGTERM).
+    0 is done, 1 failed, 2 wrong usage or unusable input.
     """
     options = parse_arguments(arguments)
     knobs = [field.name for field in dataclasses.fields(Settings)]
@@ -1483,23 +1490,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError, FloatingPointError) as error:
         notice(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt as error:
-        same = f"the same command{', without --fresh,' if options.fresh else ''}"
-        saved = f": {same} goes on from the last finished epoch, if there is one"
-        notice(f"\nInterrupted{'' if options.predict else saved}.")
-        return 128 + (error.args or (signal.SIGINT,))[0]
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """Let a signal end the run as Ctrl-C does."""
-    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-    if hasattr(signal, "SIGPIPE"):  # A reader that has seen enough is no error.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be any.
+    # A file's name may be any; no line waits in a buffer when a signal comes.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # A large photo.
     sys.exit(main())

@@ -21,6 +21,7 @@ os.environ.update(https_proxy="http://127.0.0.1:9", no_proxy="")
 # Pictures must need neither a display nor a chosen backend.
 os.environ.pop("DISPLAY", None)
 os.environ.pop("MPLBACKEND", None)
+os.environ.pop("PYTHONUNBUFFERED", None)  # What most users run without.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import MNIST_HandwritingRecognition as mnist

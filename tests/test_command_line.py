@@ -233,21 +233,6 @@ def test_wrong_usage_is_exit_2(arguments, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_interrupt_is_exit_130_in_one_line(subset, earlier, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(mnist, "train", interrupt)
-    options = ["--data", subset.source, "--outputs", str(earlier.folder)]
-    assert mnist.main(options) == 130
-    stdout, stderr = capsys.readouterr()
-    assert stdout == ""
-    data, *lines = filter(None, stderr.splitlines())
-    assert data.startswith("Data: ")
-    assert len(lines) == 1
-    assert earlier.now() == earlier.files
-
-
 def test_outputs_that_name_a_file_are_refused(subset, tmp_path, capsys):
     (tmp_path / "taken").write_text("mine")
     options = ["--data", subset.source, "--outputs", str(tmp_path / "taken")]

@@ -478,6 +478,13 @@ def test_mute_host_does_not_hang_the_run():
             mnist.run_python(["-c", command], seconds=1, https_proxy=proxy)
 
 
+def test_child_process_runs_no_file_of_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pip.py").write_text("raise SystemExit('mine')")
+    mnist.run_python(["-c", "import pip"], seconds=60)
+    mnist.run_python(["-m", "pip", "--version"], seconds=60)
+
+
 def test_failed_child_process_gives_its_last_line():
     with pytest.raises(OSError, match="^ValueError: full of words$"):
         mnist.run_python(["-c", "raise ValueError('full of words')"], seconds=60)

@@ -342,6 +342,22 @@ def test_a_second_run_on_the_same_outputs_is_refused(outputs, capsys):
     assert "another run" in capsys.readouterr().err
 
 
+def test_a_lock_whose_folder_another_run_removes_is_no_lock(outputs, monkeypatch):
+    """A run ends, and a third one starts, between the opening and the locking."""
+
+    def lock(file, how, really=mnist.fcntl.flock):
+        shutil.rmtree(outputs / ".unfinished")
+        if third_starts:
+            (outputs / ".unfinished").mkdir()
+            (outputs / ".unfinished" / "lock").touch()
+        really(file, how)
+
+    monkeypatch.setattr(mnist.fcntl, "flock", lock)
+    for third_starts in (False, True):
+        with pytest.raises(mnist.InputError), mnist.workplace(outputs):
+            pytest.fail("two runs in one folder")
+
+
 def test_outputs_that_name_a_file_are_refused_before_training(outputs, capsys):
     outputs.write_text("mine")
     assert mnist.main([*COMMAND[2:], "--outputs", str(outputs)]) == 2

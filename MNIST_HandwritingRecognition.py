@@ -11,7 +11,7 @@ runs with seeds 0 to 4 (99.65 to 99.71), each with some 60 seconds of training o
 CPU cores (AMD EPYC, AVX-512; TensorFlow 2.21, Keras 3.15, Python 3.11).
 """
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.11,<3.14"  # TensorFlow 2.21 has no build for 3.14.
 # dependencies = [
 #     "tensorflow>=2.21,<3",
 #     "numpy>=2,<3",

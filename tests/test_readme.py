@@ -30,7 +30,7 @@ def test_inline_metadata_names_the_same_packages_and_bounds():
     block = r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
     content = re.search(block, source)["content"]
     metadata = tomllib.loads(re.sub(r"(?m)^# ?", "", content))
-    assert metadata["requires-python"] == ">=3.11"
+    assert metadata["requires-python"] == ">=3.11,<3.14"
     assert sorted(metadata["dependencies"]) == sorted(read_requirements()[0])
 
 

@@ -672,7 +672,8 @@ def load_state(path: Path, model: keras.Model, run: dict) -> list[dict[str, floa
         with np.load(path) as file:  # A damaged member fails its checksum.
             state = json.loads(str(file["state"]))
             if changed := [key for key in run if run[key] != state["run"].get(key)]:
-                notice(f"Starting afresh: {', '.join(changed)} changed since.")
+                names = ", ".join(changed)
+                notice(f"Starting afresh: the unfinished run had another {names}.")
                 return []
             arrays = [file[f"arr_{i}"] for i in range(len(variables))]
     except Exception as error:  # noqa: BLE001 - damage can raise almost anything.
@@ -1445,7 +1446,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             metavar="N" if kind is int else "X",
             help=f"{field.metadata['reason']} (default {default})",
         )
-    path = functools.partial(parser.add_argument, type=Path, metavar="PATH")
+    path = functools.partial(
+        parser.add_argument,
+        type=lambda text: Path(text or parser.error("a path is empty")),
+        metavar="PATH",
+    )
     where = "an .npz, or a folder or .zip of IDX files (default: MNIST, fetched once)"
     path("--data", help=where)
     where = "folder for the results (default: outputs, beside the script)"

@@ -224,6 +224,8 @@ def test_help_gives_every_setting_its_default_and_reason(capsys):
         ["--predict", "digit.png", "--batch-size", "64"],  # Of no use with it.
         ["--predict", "digit.png", "--data", "mnist.npz"],
         ["--predict", "digit.png", "--fresh"],
+        ["--outputs", ""],
+        ["--predict", "digit.png", ""],
     ],
 )
 def test_wrong_usage_is_exit_2(arguments, capsys):

@@ -260,7 +260,7 @@ def test_a_reader_that_stops_early_ends_a_run_quietly(outputs):
 def test_changed_settings_start_afresh_and_say_why(outputs):
     run_epochs(outputs, kill_after="epoch 1")
     said = run_epochs(outputs, "--seed", "4", kill_after="epoch 1")
-    assert "Starting afresh: seed changed since." in said
+    assert "Starting afresh: the unfinished run had another seed." in said
 
 
 @pytest.mark.slow

@@ -858,9 +858,8 @@ def draw_digits(
         if answers is not None:
             title += f"\n{answers[i].max():.1%}"
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(
-            title, fontsize=10, fontweight="bold" if digit != label else None
-        )
+        weight = "normal" if digit == label else "bold"
+        axes.set_title(title, fontsize=10, fontweight=weight)
         axes.set_frame_on(digit != label)
     return figure
 
@@ -1400,7 +1399,8 @@ def run_training(
         write_results(folder / "results", model, rows, metrics)
         files = sorted(file.name for file in (folder / "results").iterdir())
     print(summarize(metrics), f"Written to {outputs}: {', '.join(files)}", sep="\n")
-    if failed := metrics["test_accuracy"] < (minimum := settings.minimum_accuracy):
+    minimum = settings.minimum_accuracy
+    if failed := metrics["test_accuracy"] < minimum:
         notice(f"The test accuracy is below --minimum-accuracy {minimum}.")
     return int(failed)
 

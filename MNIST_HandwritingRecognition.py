@@ -206,7 +206,7 @@ class Examples(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
-    def take(self, chosen: slice | np.ndarray) -> "Examples":
+    def take(self, chosen: slice | list[int] | np.ndarray) -> "Examples":
         """Those examples alone."""
         return Examples(self.images[chosen], self.labels[chosen])
 
@@ -284,10 +284,11 @@ def read_dataset(path: Path) -> Dataset:
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a .zip or .npz; ValueError if its list of files is too long for a dataset.
 
-    A zip ends in a record: a signature, and in bytes 8 to 12 after it that list's size.
+    A zip ends in a record of 22 bytes, with that list's size in bytes 8 to 12 after the
+    signature, and a comment of at most 2**16 - 1.
     """
     with path.open("rb") as file:
-        file.seek(-min(2**16, path.stat().st_size), os.SEEK_END)
+        file.seek(-min(2**16 + 22, path.stat().st_size), os.SEEK_END)
         _, found, record = file.read().rpartition(b"PK\5\6")
     if not found:
         raise ValueError(f"it is no zip or .npz; {EXPECTED}")
@@ -442,11 +443,9 @@ def run_python(arguments: Sequence[str], seconds: float, **environment: str) -> 
     """
     command = [sys.executable, "-P", *arguments]
     variables = {**os.environ, **environment}
-    options = {"capture_output": True, "text": True, "errors": "replace"}
+    options = {"capture_output": True, "errors": "replace", "timeout": seconds}
     try:
-        done = subprocess.run(
-            command, env=variables, timeout=seconds, check=False, **options
-        )
+        done = subprocess.run(command, env=variables, check=False, **options)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"not done within {seconds:.0f} seconds.") from error
     if done.returncode:
@@ -575,10 +574,7 @@ def training_batches(
     """
     pixels, classes = tf.constant(examples.images), tf.one_hot(examples.labels, 10)
     fold_in = tf.random.experimental.stateless_fold_in
-    # Nothing below needs AutoGraph, whose translation would take half a second.
-    as_written = tf.autograph.experimental.do_not_convert
 
-    @as_written
     def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
         """Batches of indices, in this epoch's own order."""
         order = tf.random.experimental.stateless_shuffle(
@@ -587,7 +583,6 @@ def training_batches(
         order = tf.data.Dataset.from_tensor_slices(order)
         return order.batch(settings.batch_size, drop_remainder=True)
 
-    @as_written
     def prepare(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The chosen examples, distorted in this step's own way."""
         images = tf.cast(tf.gather(pixels, chosen), tf.float32)[..., tf.newaxis] / 255
@@ -1484,10 +1479,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tf.config.list_logical_devices()
         if options.predict:
             own = options.outputs / "model.keras"
-            network = own if own.exists() else OUTPUTS / "model.keras"
-            return run_predict(
-                options.predict, options.model or network, options.outputs
-            )
+            network = options.model or (own if own.exists() else OUTPUTS / own.name)
+            return run_predict(options.predict, network, options.outputs)
         return run_training(settings, options.data, options.outputs, options.fresh)
     except (InputError, OSError, FloatingPointError) as error:
         notice(f"error: {error}")
@@ -1498,5 +1491,4 @@ if __name__ == "__main__":
     # A file's name may be any; no line waits in a buffer when a signal comes.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # A large photo.
-    code = main()
-    os._exit(code)  # Python would take TensorFlow apart first, for a second or two.
+    os._exit(main())  # Python would take TensorFlow apart first, for a second or two.

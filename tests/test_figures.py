@@ -51,7 +51,9 @@ def test_misclassified_shows_the_errors_the_most_confident_first(subset, trained
     figure = draw("misclassified_digits", subset, trained, answers)
     assert "3 of 480" in figure.get_suptitle()
     true = {image: int(subset.test.labels[image]) for image in images}
-    expected = [f"{(true[i] + 1) % 10}, not {true[i]}\n{images[i]:.1%}" for i in images]
+    expected = [
+        f"{(true[i] + 1) % 10} (true: {true[i]})\n{images[i]:.1%}" for i in images
+    ]
     assert titles(figure) == expected
     (picture,) = figure.axes[0].images
     assert np.array_equal(picture.get_array(), subset.test.images[8])
@@ -82,7 +84,7 @@ def test_feature_maps_follow_an_image_to_its_answer(subset, trained, probabiliti
     for title, (count, size) in zip(titles(figure), blocks, strict=True):
         assert f"of {count} feature maps" in title and f"{size}x{size}" in title
     digit, confidence = probabilities[0].argmax(), probabilities[0].max()
-    assert f"{digit}, with a confidence of {confidence:.1%}" in figure.get_suptitle()
+    assert f"predicted: {digit}, {confidence:.1%}" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("epochs", [1, 5])

@@ -174,7 +174,7 @@ def test_picture_shows_the_end_of_a_name_a_reason_and_a_frame(tmp_path):
     bad = "bad.png", white, blank, "no ink stands out", sure
     axes = mnist.draw_readings([good, bad]).axes
     assert axes[0].get_title() == "...g/name/seven.png"
-    assert axes[0].axison and not axes[1].axison
+    assert axes[0].get_frame_on() and not axes[1].get_frame_on()
     assert axes[1].get_title() == "3  100.0%"
     assert [patch.get_height() for patch in axes[2].patches] == sure.tolist()
     assert axes[4].texts[0].get_text() == "no ink stands out"

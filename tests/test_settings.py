@@ -6,7 +6,7 @@ import MNIST_HandwritingRecognition as mnist
 
 DEFAULTS = {"epochs": 10, "batch_size": 128, "learning_rate": 0.02, "seed": 0}
 DEFAULTS |= {"label_smoothing": 0.05, "augmentation": 1.0, "validation": 1 / 12}
-DEFAULTS |= {"limit": 60_000, "minimum_accuracy": 0.0}
+DEFAULTS |= {"limit": 1_000_000, "minimum_accuracy": 0.0}
 WRONG = "epochs=0 batch-size=0 learning-rate=-0.1 learning-rate=nan seed=-1 limit=11"
 WRONG += " label-smoothing=1.1 augmentation=-1 augmentation=inf validation=0"
 WRONG += " validation=0.9 seed=2147483648 minimum-accuracy=1.1"

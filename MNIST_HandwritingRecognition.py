@@ -164,6 +164,7 @@ def augment(images: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
 
 def make_batches(examples: Examples, options: Options, epoch: int) -> tf.data.Dataset:
     """Shuffle, normalize and distort: one epoch of batches (images, one-hot labels)."""
+    # Random numbers follow from seed and epoch alone: runs can be repeated, and resumed.
     random, size = np.random.default_rng((options.seed, epoch)), options.batch_size
     count = len(examples.labels)
     order = random.permutation(count)[: count // size * size]  # Only whole batches.
@@ -550,6 +551,7 @@ FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 MOST, LARGE = 60e6, 1000  # Most pixels of a file; the side that larger ones get.
 # Tuned on people's digits on paper and on synthetic sheets: the side to shrink to, the
 # least share of light that the darkest ink takes, the least that other ink takes of it.
+# For small images SMALL; for others FIND, to find the digit, then READ.
 SMALL, FIND, READ = (96, 0.12, 0.33), (160, 0.03, 0.45), (96, 0.08, 0.45)
 
 
@@ -670,9 +672,7 @@ def load_network(path: Path) -> Model:
         finite = all(np.isfinite(array).all() for array in model.get_weights())
         if finite and answer.shape == (10,) and abs(answer.sum() - 1) < 1e-3:
             return model
-    raise InputError(
-        f"{path} is no usable network; a run without --predict writes one."
-    )
+    raise InputError(f"{path} is no usable network; training writes one.")
 
 
 def draw_readings(readings: Sequence[tuple]) -> Figure:
@@ -830,9 +830,7 @@ def make_drawing_page(model: Model, metrics: dict[str, Any]) -> str:
     """Write the page with `model` in it, and its `metrics` on the test images."""
     count, errors = metrics["test_images"], metrics["test_errors"]
     name = escape(metrics["data"]["name"])
-    about = (
-        f"Classified by a network of {model.count_params():,} parameters, which had "
-    )
+    about = f"Classified by a network of {model.count_params():,} parameters. It had "
     about += f"{count - errors:,} of {count:,} test images of {name} right."
     network = json.dumps(fold_network(model), default=lambda a: b64encode(a).decode())
     return DRAWING_PAGE.replace("{{network}}", network).replace("{{about}}", about)
@@ -862,10 +860,8 @@ def prepare_outputs(outputs: Path, run: dict[str, Any]) -> Path:
         tempfile.TemporaryFile(dir=outputs).close()
     except OSError as error:
         raise InputError(f"{outputs} can't be written to: {error}") from error
-    decisive = [
-        run | {"data": run["data"]["sha256"]},
-        Path(__file__).read_text("utf-8"),
-    ]
+    script = Path(__file__).read_text("utf-8")
+    decisive = [run | {"data": run["data"]["sha256"]}, script]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     checkpoint = outputs / f".unfinished-{digest[:16]}.npz"
     for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:
@@ -969,9 +965,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     path("--data", help="an .npz, or IDX files in a folder or .zip (default: MNIST)")
     path("--outputs", default=OUTPUTS, help="folder to write to (default: outputs)")
     path("--predict", nargs="+", help="classify these images, or all in these folders")
-    path(
-        "--model", help="network for --predict (default: that in --outputs, or outputs)"
-    )
+    path("--model", help="network for --predict (default: in --outputs, or outputs)")
     options = parser.parse_args(arguments)
     for name, _, low, high, _ in SETTINGS:
         value, option = getattr(options, name), "--" + name.replace("_", "-")

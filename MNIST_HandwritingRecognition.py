@@ -164,7 +164,7 @@ def augment(images: tf.Tensor, amounts: tf.Tensor) -> tf.Tensor:
 
 def make_batches(examples: Examples, options: Options, epoch: int) -> tf.data.Dataset:
     """Shuffle, normalize and distort: one epoch of batches (images, one-hot labels)."""
-    # Random numbers follow from seed and epoch alone: runs can be repeated, and resumed.
+    # Random numbers follow from seed and epoch alone: runs can be repeated, or resumed.
     random, size = np.random.default_rng((options.seed, epoch)), options.batch_size
     count = len(examples.labels)
     order = random.permutation(count)[: count // size * size]  # Only whole batches.

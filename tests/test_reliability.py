@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import FILES, OPTIONS, PICTURES, SHORT, finish, start
 from makers import DAMAGED, check_whole, little_room, read_results, save
-from matplotlib.figure import Figure
 
 import MNIST_HandwritingRecognition as mnist
 
@@ -80,7 +79,7 @@ def test_each_run_has_a_checkpoint_of_its_own(subset, tmp_path, monkeypatch):
 
 
 def test_what_is_unfinished_for_a_day_is_removed(subset, tmp_path):
-    """But not the young, nor where a link leads, nor any other file."""
+    """But not the young or a run's own, nor where a link leads, nor any other file."""
     outputs, foreign = tmp_path / "outputs", tmp_path / "foreign"
     for folder in (outputs / ".unfinished-old", outputs / ".unfinished-new", foreign):
         folder.mkdir(parents=True)
@@ -90,8 +89,12 @@ def test_what_is_unfinished_for_a_day_is_removed(subset, tmp_path):
     (outputs / ".unfinished-link").symlink_to(foreign)
     for path in set(outputs.iterdir()) - {outputs / ".unfinished-new"}:
         os.utime(path, (0, 0), follow_symlinks=False)
-    locate(outputs, subset)
-    assert sorted(os.listdir(outputs)) == [".unfinished-new", "notes.txt"]
+    own = locate(outputs, subset)
+    own.touch()
+    os.utime(own, (0, 0))  # Left on a Friday, to be continued on a Monday.
+    assert locate(outputs, subset) == own
+    left = [".unfinished-link", ".unfinished-new", own.name, "notes.txt"]
+    assert sorted(os.listdir(outputs)) == sorted(left)
     assert [*foreign.iterdir()] == [foreign / "file"]
 
 
@@ -108,20 +111,23 @@ def test_outputs_that_cannot_be_written_are_refused(place, tmp_path, capsys):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_results_replace_the_earlier_ones_metrics_last(earlier, trained):
+def test_results_replace_the_earlier_ones_metrics_last(earlier, trained, tmp_path):
     """If a file can't be made, none is; if one can't be replaced, no metrics stay."""
     (earlier.folder / "notes.txt").write_text("mine")
-    before = earlier.now()
+    before, staging = earlier.now(), tmp_path / "staging"
     results = earlier.folder, trained.model, [{"epoch": 1}], trained.metrics
     with pytest.raises(OSError):
-        mnist.write_results(*results, {"no folder/picture": Figure()})
+        mnist.write_results(staging, *results)  # There is no such folder yet.
     assert earlier.now() == before
-    mnist.write_results(*results, {"picture": Figure()})
+    staging.mkdir()
+    (staging / "picture.png").touch()
+    mnist.write_results(staging, *results)
     names = {*FILES, "notes.txt", "picture.png"} - {*PICTURES}
     assert set(os.listdir(earlier.folder)) == names
     (earlier.folder / "taken.png" / "mine").mkdir(parents=True)
+    (staging / "taken.png").touch()
     with pytest.raises(OSError):
-        mnist.write_results(*results, {"taken": Figure()})
+        mnist.write_results(staging, *results)
     assert not (earlier.folder / "metrics.json").exists()
 
 

@@ -243,7 +243,7 @@ def train(
 def predict(model: Model, images: Array, shifts: Sequence = (-1, 0, 1)) -> Array:
     """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from nine views."""
     # A shift can change what strides and pooling see (Zhang 2019, arXiv:1904.11486).
-    body, answers = Model(model.inputs, model.layers[-2].output), []
+    body, answers = Model(model.inputs[0], model.layers[-2].output), []
     corners = [(1 + y, 1 + x) for y in shifts for x in shifts]
     for start in range(0, len(images), 500):
         wide = np.pad(images[start : start + 500], ((0, 0), (1, 1), (1, 1)))

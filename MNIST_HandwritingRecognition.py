@@ -228,12 +228,12 @@ def train(
         start, batches = time.perf_counter(), make_batches(training, options, epoch)
         logs = model.fit(batches, verbose=0, **extras).history
         row = {name: values[0] for name, values in logs.items()}
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in row.items())
         row["seconds"] = round(time.perf_counter() - start, 2)
         history.append({"epoch": epoch + 1, **row})
         arrays = {str(i): variable.numpy() for i, variable in enumerate(variables)}
         save_whole(checkpoint, partial(np.savez, history=json.dumps(history), **arrays))
-        notice(f"Epoch {epoch + 1} of {options.epochs}:  {figures}  {row['seconds']} s")
+        accuracies = f"{row['accuracy']:.2%}, validation {row['val_accuracy']:.2%}"
+        notice(f"Epoch {epoch + 1}: accuracy {accuracies}, {row['seconds']:.1f} s")
     # As it will be saved: ready to be evaluated, without the optimizer's state.
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model, history
@@ -574,7 +574,8 @@ def read_image(path: Path) -> Array:
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
             image = max(seen, key=np.std)
     except Exception as error:  # A damaged file can raise almost anything.
-        raise InputError(f"it can't be read as an image: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"it can't be read: {reason}") from error
     return np.asarray(image, np.float32) / 255
 
 
@@ -881,7 +882,7 @@ def run_training(options: Options) -> int:
     data |= {"training": count, "validation": len(validation.labels)}
     run = describe_run(options, data | {"test": len(test.labels)})
     checkpoint = prepare_outputs(outputs, run)
-    notice(f"Training on {count:,} images...")
+    notice(f"Training on {count:,} images... (The same command continues if cut off.)")
     times.append(time.perf_counter())
     model, history = train(options, training, validation, checkpoint)
     notice("Evaluating...")
@@ -904,7 +905,7 @@ def run_training(options: Options) -> int:
     checkpoint.unlink(missing_ok=True)
     low, high = metrics["test_accuracy_interval_95"]
     right = f"{metrics['test_accuracy']:.2%} of {len(answers):,} test images right"
-    print(f"{data['name']}: {right} (95 % interval {low:.2%} to {high:.2%})")
+    print(f"{data['name']}: {right} (95% interval {low:.2%} to {high:.2%})")
     print(f"{seconds['training']:.0f} s of training. Written to {outputs}")
     return int(metrics["test_accuracy"] < options.minimum_accuracy)
 

@@ -3,6 +3,7 @@
 `python tests/test_drawing_page.py FILE.png` prints figures and takes a screenshot.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -64,10 +65,10 @@ class Browser(webdriver.Chrome):
             options.add_argument(flag)
         super().__init__(options, webdriver.ChromeService(driver))
 
-    def show(self, model, folder, name="MNIST", width=1200):
+    def show(self, model, folder, name="MNIST", width=1200, errors=33):
         """Write the page of `model`, open it in a window of this width; its bytes."""
-        metrics, file = {"test_images": 10000, "test_errors": 33}, folder / "draw.html"
-        metrics["data"] = {"name": name}
+        metrics = {"test_images": 10000, "test_errors": errors, "data": {"name": name}}
+        file = folder / "draw.html"
         file.write_text(mnist.make_drawing_page(model, metrics), "utf-8")
         size = {"width": width, "height": 840, "deviceScaleFactor": 1, "mobile": False}
         self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -225,7 +226,9 @@ def test_page_says_what_it_is_at_any_width(page, tmp_path, width):
 if __name__ == "__main__":
     folder, network = Path(tempfile.mkdtemp()), mnist.keras.saving.load_model(MODEL)
     with Browser(folder / "profile") as page:
-        print("bytes:", page.show(network, folder))
+        figures = json.loads((mnist.OUTPUTS / "metrics.json").read_text())
+        errors = figures["test_errors"]
+        print("bytes:", page.show(network, folder, errors=errors))
         print("difference to Keras, answers:", compare(page, network, SUBSET["x_test"]))
         print("misread of twenty:", misread(page))
         page.draw(DRAWINGS[2][0])

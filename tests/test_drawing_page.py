@@ -26,7 +26,7 @@ MODEL, SUBSET = (
 )
 FLAGS = """--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync
     --disable-background-networking --disable-component-update --hide-scrollbars
-    --proxy-server=127.0.0.1:9"""  # Where nothing answers.
+    --disable-dev-shm-usage --proxy-server=127.0.0.1:9"""  # Where nothing answers.
 COUNT, DIGIT = "pad.childElementCount", "answer.querySelector('b')?.textContent"
 # Two ways to draw each digit on a pad of 100x100. Strokes are divided by "/"; one joins
 # points "x,y" and arcs: centre, both radii, two angles (-90 is above, then clockwise).

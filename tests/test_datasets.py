@@ -146,7 +146,7 @@ def test_index_comes_last_and_its_copy_first(
     cache.parent.parent.write_text("in the way")
     mnist.find_mnist()  # What can't be kept can be used.
     cache.parent.parent.unlink()
-    for source in (f"the package index ({mnist.MIRROR})", str(cache)):
+    for source in (f"the package index ({mnist.MIRROR})", f"the cached {cache.name}"):
         dataset = gather(mnist.find_mnist())
         assert (dataset.name, dataset.source) == ("MNIST", source)
         check_equal(dataset, (*subset.train, *subset.test))

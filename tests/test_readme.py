@@ -69,10 +69,13 @@ def test_commands_options_and_links_exist(capsys):
 
 
 def test_accuracies_are_those_of_the_committed_run():
-    """With and without test-time augmentation; skipped after a run of your own."""
-    changed = ["git", "-C", ROOT, "diff", "--quiet", "HEAD", "--", "outputs"]
-    if not shutil.which("git") or subprocess.run(changed, check=False).returncode:
-        pytest.skip("outputs/ is of a run of your own")
-    metrics = json.loads((ROOT / "outputs" / "metrics.json").read_text())
-    for figures in (metrics, metrics["single_view"]):
-        assert f"{figures['test_accuracy']:.2%}" in README.replace(" %", "%")
+    """With and without test-time augmentation; of yours, until you commit it, too."""
+    texts = [(ROOT / "outputs" / "metrics.json").read_text()]
+    if shutil.which("git"):
+        show = ["git", "-C", ROOT, "show", "HEAD:outputs/metrics.json"]
+        texts += [subprocess.run(show, check=False, capture_output=True).stdout]
+    stated = []
+    for metrics in map(json.loads, filter(None, texts)):
+        pair = metrics["test_accuracy"], metrics["single_view"]["test_accuracy"]
+        stated.append(all(f"{x:.2%}" in README.replace(" %", "%") for x in pair))
+    assert any(stated)

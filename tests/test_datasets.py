@@ -181,7 +181,7 @@ def test_without_any_source_the_error_lists_what_was_tried(cache, earlier, capsy
     assert mnist.main(["--outputs", str(earlier.folder)]) == 2
     stdout, error = capsys.readouterr()
     assert stdout == ""
-    assert f"{cache}: its SHA-256 is not MNIST's\n" in error
+    assert f"the cached {cache.name}: its SHA-256 is not MNIST's\n" in error
     for words in ("Keras's cache or host: ", f"({mnist.MIRROR}): ", "--data tests/"):
         assert words in error
     assert "Traceback" not in error

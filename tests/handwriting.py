@@ -196,7 +196,7 @@ def main() -> None:
             answers = mnist.predict(model, test.images)
             right = answers.argmax(axis=1) == test.labels
             report("as they are", right, answers.max(axis=1) >= 0.9)
-            for number, (image, label) in enumerate(zip(*test)):
+            for number, (image, label) in enumerate(test):
                 Image.fromarray(image).save(folder / f"{label}_{number:04d}.png")
         measure(folder)
 

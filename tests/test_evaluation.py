@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from makers import fields
 
 import MNIST_HandwritingRecognition as mnist
 
@@ -100,7 +101,7 @@ def test_calibrate_lowers_the_loss_and_keeps_every_answer(factor, trained, subse
     model, examples = mnist.build_model(), subset.test
     model.set_weights(weights)
     before = mnist.predict(model, examples.images)
-    mnist.calibrate(model, examples.take(before.argmax(axis=1) == examples.labels))
+    mnist.calibrate(model, examples[before.argmax(axis=1) == examples.labels])
     assert all(map(np.array_equal, weights, model.get_weights()))
     mnist.calibrate(model, examples)
     after = mnist.predict(model, examples.images)
@@ -111,7 +112,7 @@ def test_calibrate_lowers_the_loss_and_keeps_every_answer(factor, trained, subse
 
 def test_saved_network_has_the_best_temperature(trained):
     """On the validation images, where no other has a lower loss."""
-    images, labels = trained.validation
+    images, labels = fields(trained.validation)
     answers = mnist.predict(trained.model, images)
     assert (answers.argmax(axis=1) != labels).any()
     losses = []

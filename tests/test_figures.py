@@ -26,16 +26,16 @@ def titles(figure):
 
 def test_images_are_drawn_under_their_labels(subset):
     """Ten a row, in their order."""
-    figure = mnist.draw_digits("digits", subset.train.take(slice(13)))
+    figure = mnist.draw_digits(subset.train[:13])
     assert titles(figure) == [*map(str, subset.train.labels[:13])]
-    assert (len(figure.axes), figure.get_suptitle()) == (20, "digits")
+    assert len(figure.axes) == 20
     for axes, image in zip(figure.axes, subset.train.images[:13]):
         assert np.array_equal(axes.images[0].get_array(), image)
 
 
 def test_predictions_show_the_least_confident_last(subset, trained, probabilities):
     """Thirty at random, then ten."""
-    figure = draw("predictions_on_test_set", subset, trained, probabilities)
+    _, figure = draw("predictions_on_test_set", subset, trained, probabilities)
     percents = [float(title.split("\n")[1][:-1]) for title in titles(figure)]
     assert len(percents) == 40
     assert percents[30:] == sorted(percents[30:])
@@ -48,8 +48,8 @@ def test_misclassified_shows_the_errors_the_most_confident_first(subset, trained
     for image, confidence in images.items():
         answers[image] = (1 - confidence) / 9
         answers[image, (subset.test.labels[image] + 1) % 10] = confidence
-    figure = draw("misclassified_digits", subset, trained, answers)
-    assert "3 of 480" in figure.get_suptitle()
+    heading, figure = draw("misclassified_digits", subset, trained, answers)
+    assert "3 of 480" in heading
     true = {image: int(subset.test.labels[image]) for image in images}
     expected = [
         f"{(true[i] + 1) % 10} (true: {true[i]})\n{images[i]:.1%}" for i in images
@@ -58,8 +58,8 @@ def test_misclassified_shows_the_errors_the_most_confident_first(subset, trained
     (picture,) = figure.axes[0].images
     assert np.array_equal(picture.get_array(), subset.test.images[8])
     # Right and wrong are told apart without colour.
-    part = subset.test.take(slice(7, 9)), answers[7:9]
-    right, wrong = mnist.draw_digits("two", *part).axes[:2]
+    part = subset.test[7:9], answers[7:9]
+    right, wrong = mnist.draw_digits(*part).axes[:2]
     assert (right.title.get_fontweight(), right.get_frame_on()) == ("normal", False)
     assert (wrong.title.get_fontweight(), wrong.get_frame_on()) == ("bold", True)
 
@@ -68,9 +68,9 @@ def test_misclassified_shows_the_errors_the_most_confident_first(subset, trained
 def test_errors_are_counted_and_not_too_many_drawn(wrong, shown, subset, trained):
     """Without an error the picture can be saved, too."""
     answers = np.eye(10)[(subset.test.labels + wrong // 480) % 10]
-    figure = draw("misclassified_digits", subset, trained, answers)
+    heading, figure = draw("misclassified_digits", subset, trained, answers)
     assert len(titles(figure)) == shown
-    assert figure.get_suptitle().startswith(f"{wrong} of 480")
+    assert heading.startswith(f"{wrong} of 480")
     figure.savefig(file := io.BytesIO())
     assert Image.open(file).width >= 600
 
@@ -78,13 +78,13 @@ def test_errors_are_counted_and_not_too_many_drawn(wrong, shown, subset, trained
 def test_feature_maps_follow_an_image_to_its_answer(subset, trained, probabilities):
     """All four blocks; the heading says the answer and its confidence."""
     image = subset.test.images[:1]
-    figure = draw("feature_maps", subset, trained, probabilities)
+    heading, figure = draw("feature_maps", subset, trained, probabilities)
     assert np.array_equal(figure.axes[0].images[0].get_array(), image[0])
     blocks = [(16, 13), (32, 13), (64, 3), (128, 3)]
     for title, (count, size) in zip(titles(figure), blocks, strict=True):
         assert f"of {count} feature maps" in title and f"{size}x{size}" in title
     digit, confidence = probabilities[0].argmax(), probabilities[0].max()
-    assert f"predicted: {digit}, {confidence:.1%}" in figure.get_suptitle()
+    assert f"predicted: {digit}, {confidence:.1%}" in heading
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
@@ -92,7 +92,7 @@ def test_history_has_a_line_each_for_training_and_validation(epochs):
     """Loss, and error rate on a scale that tells late epochs apart."""
     row = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.4, "val_accuracy": 1}
     rows = [{"epoch": n + 1} | row for n in range(epochs)]
-    figure = mnist.draw_history("digits", rows)
+    figure = mnist.draw_history(rows)
     figure.draw_without_rendering()
     loss, errors = figure.axes
     assert "loss" in loss.get_ylabel() and "%" in errors.get_ylabel()
@@ -110,7 +110,7 @@ def test_confusion_matrix_has_true_rows_and_colour_for_errors_alone(subset):
     """Of the sevens two are read as ones, all else is right."""
     labels, answers = subset.test.labels, np.eye(10)[subset.test.labels]
     answers[np.flatnonzero(labels == 7)[:2]] = np.eye(10)[1]
-    axes = mnist.draw_confusions("counts", labels, answers.argmax(axis=1)).axes[0]
+    axes = mnist.draw_confusions(labels, answers.argmax(axis=1)).axes[0]
     assert "true" in axes.get_ylabel() and "predicted" in axes.get_xlabel()
     cells = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
     assert (cells[7.5, 1.5], cells[1.5, 7.5]) == ("2", "")

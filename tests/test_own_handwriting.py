@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import fields
 from PIL import Image, ImageDraw, ImageFilter
 
 import MNIST_HandwritingRecognition as mnist
@@ -256,7 +257,7 @@ def test_digits_on_synthetic_paper_are_read(subset, tmp_path, capsys):
 
 def test_digits_of_14x14_pixels_are_read(subset):
     model = mnist.load_network(mnist.OUTPUTS / "model.keras")
-    images, labels = subset.test.take(slice(100))
+    images, labels = fields(subset.test[:100])
     small = [Image.fromarray(255 - x).reduce(2) for x in images]
     greys = [np.asarray(image, np.float32) / 255 for image in small]
     answers = mnist.predict(model, np.stack([mnist.find_digit(x) for x in greys]))

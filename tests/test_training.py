@@ -14,28 +14,18 @@ def number(count):
     return np.rec.fromarrays((images, numbers * 7 % 10), mnist.EXAMPLE)
 
 
-def test_split_is_random_but_decided_by_the_seed():
-    """Disjoint, complete, with the right labels; a twelfth of 240 is 20."""
-    parts = {}
-    for seed in (1, 2):
-        training, validation = parts[seed] = mnist.split(number(240), 1 / 12, seed)
-        assert (len(training.labels), len(validation.labels)) == (220, 20)
-        numbers = [*training.images[:, 0, 1], *validation.images[:, 0, 1]]
-        assert sorted(numbers) == list(range(240)) != numbers
-        labels = [*training.labels, *validation.labels]
-        assert labels == [number * 7 % 10 for number in map(int, numbers)]
-    again = mnist.split(number(240), 1 / 12, seed=1)
-    assert np.array_equal(parts[1][1].images, again[1].images)
-    assert not np.array_equal(parts[2][1].images, again[1].images)
-
-
 def test_a_run_holds_out_its_validation_and_test_images(trained, subset):
     """No training image is lost, none comes twice, and no test image is among them."""
     parts = trained.training.images, trained.validation.images
     seen = sorted(image.tobytes() for part in parts for image in part)
     assert [len(part) for part in parts] == [2640, 240]
+    for rest in (subset.train[240:], subset.train[:-240]):  # At random, so neither.
+        assert not np.array_equal(parts[0], rest.images)
     assert seen == sorted(image.tobytes() for image in subset.train.images)
     assert not set(seen) & {image.tobytes() for image in subset.test.images}
+    known = {image.tobytes(): label for image, label in subset.train}
+    for part in (trained.training, trained.validation):
+        assert all(known[image.tobytes()] == label for image, label in part)
 
 
 # ---- Each distortion ------------------------------------------------------------

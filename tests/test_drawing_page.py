@@ -50,7 +50,7 @@ def trace(stroke):
     points = []
     for part in stroke.split():
         x, y, width, height, start, end = [*map(float, part.split(",")), 0, 0, 0, 0][:6]
-        angles = np.radians(np.linspace(start, end, 16 if width else 1))
+        angles = np.radians(np.linspace(start, end, 24 if width else 1))
         points += zip(x + width * np.cos(angles), y + height * np.sin(angles))
     return np.array(points) / 100
 

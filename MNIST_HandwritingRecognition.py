@@ -6,7 +6,7 @@ python MNIST_HandwritingRecognition.py --data PATH      train on your own copy
 python MNIST_HandwritingRecognition.py --predict PATH   classify your own digits
 
 With 99,162 parameters it classifies 99.67 % of MNIST's test images correctly: the mean
-of five runs of 65 to 112 s on two cores of an AMD EPYC (TensorFlow 2.21, Keras 3.15).
+of five runs of 67 to 75 s on two cores of an AMD EPYC (TensorFlow 2.21, Keras 3.15).
 """
 # /// script
 # requires-python = ">=3.11,<3.14"  # TensorFlow 2.21 has no build for 3.14.

@@ -787,7 +787,7 @@ def make_drawing_page(model: Model, metrics: dict[str, Any]) -> str:
     """Write the page with `model` in it, and its `metrics` on the test images."""
     count, errors = metrics["test_images"], metrics["test_errors"]
     name = escape(metrics["data"]["name"])
-    about = f"Classified by a network of {model.count_params():,} parameters. It had "
+    about = f"Classified by a network of {model.count_params():,} parameters. It got "
     about += f"{count - errors:,} of {count:,} test images of {name} right."
     network = json.dumps(fold_network(model), default=lambda a: b64encode(a).decode())
     return DRAWING_PAGE.replace("{{network}}", network).replace("{{about}}", about)

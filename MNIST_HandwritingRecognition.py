@@ -229,7 +229,7 @@ def calibrate(model: Model, examples: Examples) -> float:
     # Temperature scaling of the last layer (Guo et al. 2017, arXiv:1706.04599).
     probabilities, last = predict(model, examples.images), model.layers[-1]
     accuracy = float((probabilities.argmax(axis=1) == examples.labels).mean())
-    if accuracy < 1:  # Else there is no best temperature: lower is better still.
+    if accuracy < 1:  # Without errors, a lower temperature always has a lower loss.
         logits, temperatures = np.log(probabilities + 1e-30), np.geomspace(0.1, 10, 400)
         scaled = (tf.nn.softmax(logits / t) for t in temperatures)
         losses = [np.mean(cross_entropy(examples.labels, p)) for p in scaled]

@@ -172,6 +172,35 @@ def save_whole(path: Path, save: Callable[[Path], Any]) -> None:
         os.replace(file, path)
 
 
+def describe_run(options: Options, data: dict[str, Any]) -> dict[str, Any]:
+    """Describe all that decides the bits of a run."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
+    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
+    packages = {p.__name__: p.__version__ for p in (tf, keras, np, matplotlib, seaborn)}
+    return {
+        "settings": {name: getattr(options, name) for name, *_ in SETTINGS},
+        "data": data,
+        "versions": {"python": sys.version.split()[0], **packages},
+        "device": ", ".join(gpus) or f"{cores} CPU cores",
+        "environment": {name: os.environ.get(name) for name in names},
+    }
+
+
+def prepare_outputs(outputs: Path, run: dict[str, Any]) -> Path:
+    """Make the folder; name the checkpoint by a hash of all that decides its bits."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=outputs).close()  # Fails before training, not after.
+    decisive = json.dumps(run | {"data": run["data"]["sha256"]}).encode()
+    digest = hashlib.sha256(decisive + Path(__file__).read_bytes()).hexdigest()
+    checkpoint = outputs / f".unfinished-{digest[:16]}.npz"
+    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:
+        with contextlib.suppress(OSError):  # Another run may be faster.
+            if time.time() - old.lstat().st_mtime > 24 * 3600:  # Given up, after a day.
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return checkpoint
+
+
 def load_checkpoint(path: Path, variables: list[keras.Variable]) -> list[dict]:
     """Set the variables as the same run left them; return its history up to there."""
     try:
@@ -636,21 +665,19 @@ def draw_readings(readings: Sequence[tuple]) -> Figure:
     rows = -(-len(readings) // 2)
     figure = Figure(figsize=(9, 0.2 + 1.3 * rows), layout="constrained")
     grid = figure.subplots(rows, 6, squeeze=False, subplot_kw=BARE).reshape(-1, 3)
-    for (given, seen, bars), reading in zip(grid, readings):
-        name, image, digit, problem, answer = reading
+    for (given, seen, bars), (name, grey, digit, reason, answer) in zip(grid, readings):
         given.set_frame_on(True)  # For white paper.
-        given.imshow(image, cmap="gray", vmin=0, vmax=1)
+        given.imshow(grey, cmap="gray", vmin=0, vmax=1)
         name = name if len(name) < 20 else "..." + name[-16:]
         given.set_title(name, fontsize=9, parse_math=False)
-        if problem:
-            reason = problem if len(problem) < 48 else problem[:45] + "..."
+        if reason:
+            reason = reason if len(reason) < 48 else reason[:45] + "..."
             seen.text(0, 0.5, reason, fontsize=8, in_layout=False)
             continue
         seen.imshow(digit, cmap="gray", vmin=0, vmax=255)
         seen.set_title(f"{answer.argmax()}  {answer.max():.1%}", fontsize=10)
-        bars.set_frame_on(True)
         bars.bar(range(10), answer)
-        bars.set(xticks=range(10), yticks=[], ylim=(0, 1))
+        bars.set(xticks=range(10), ylim=(0, 1), frame_on=True)
     return figure
 
 
@@ -794,35 +821,6 @@ def make_drawing_page(model: Model, metrics: dict[str, Any]) -> str:
 
 
 # ---- Command line -------------------------------------------------------------------
-def describe_run(options: Options, data: dict[str, Any]) -> dict[str, Any]:
-    """Describe all that decides the bits of a run."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
-    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
-    packages = {p.__name__: p.__version__ for p in (tf, keras, np, matplotlib, seaborn)}
-    return {
-        "settings": {name: getattr(options, name) for name, *_ in SETTINGS},
-        "data": data,
-        "versions": {"python": sys.version.split()[0], **packages},
-        "device": ", ".join(gpus) or f"{cores} CPU cores",
-        "environment": {name: os.environ.get(name) for name in names},
-    }
-
-
-def prepare_outputs(outputs: Path, run: dict[str, Any]) -> Path:
-    """Make the folder; name the checkpoint by a hash of all that decides its bits."""
-    outputs.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=outputs).close()  # Fails before training, not after.
-    decisive = json.dumps(run | {"data": run["data"]["sha256"]}).encode()
-    digest = hashlib.sha256(decisive + Path(__file__).read_bytes()).hexdigest()
-    checkpoint = outputs / f".unfinished-{digest[:16]}.npz"
-    for old in {*outputs.glob(".unfinished-*")} - {checkpoint}:
-        with contextlib.suppress(OSError):  # Another run may be faster.
-            if time.time() - old.lstat().st_mtime > 24 * 3600:  # Given up, after a day.
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-    return checkpoint
-
-
 def run_training(options: Options) -> int:
     """Train, evaluate, and write everything to the outputs; return the exit code."""
     starts, outputs = {"data": time.perf_counter()}, options.outputs

@@ -421,7 +421,7 @@ runpy.run_module("pip", run_name="__main__")"""
 
 
 def load_dataset(path: Path | None, limit: int) -> tuple[Examples, Examples, dict]:
-    """Load the dataset at `path`, or else MNIST; of either no more than --limit says."""
+    """Load the dataset at `path`, or else MNIST; of either, what --limit allows."""
     train, test, facts = read_dataset(path) if path else find_mnist()
     if limit < max(len(train), 6 * len(test)):
         train, test = train[:limit], test[: limit // 6]
@@ -645,7 +645,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.rglob("*")) if os.path.isdir(path) else []
         images = [f for f in inside if f.suffix.lower() in known and f.is_file()]
-        files += images or [path]  # A folder without any gets a row that says so.
+        files += images or [path / "*" if os.path.isdir(path) else path]  # Finds none.
     return files
 
 
@@ -895,9 +895,10 @@ def run_predict(options: Options) -> int:
                 notice(f"{name}: {problem}")
             print(name, *row, sep="\t")
             drawn += [(name, image, digit, problem, answer)][: 40 - len(drawn)]
-    picture = options.outputs / "your_digits.png"
-    save_whole(picture, partial(draw_readings(drawn).savefig, dpi=150))
-    notice(f"Written to {picture}")
+    if not all(problem for *_, problem, _ in drawn):  # Else an earlier picture stays.
+        picture = options.outputs / "your_digits.png"
+        save_whole(picture, partial(draw_readings(drawn).savefig, dpi=150))
+        notice(f"Written to {picture}")
     return int(failed)
 
 
@@ -913,7 +914,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     path("--data", help="an .npz, or IDX files in a folder or .zip (default: MNIST)")
     path("--outputs", default=OUTPUTS, help="folder to write to (default: outputs)")
     path("--predict", nargs="+", help="classify these images, or all in these folders")
-    path("--model", help="network for --predict (default: model.keras in outputs)")
+    path("--model", help="network for --predict (default: in --outputs or outputs/)")
     options = parser.parse_args(arguments)
     for name, _, low, high, _ in SETTINGS:
         value, option = getattr(options, name), "--" + name.replace("_", "-")

@@ -193,7 +193,8 @@ def test_folders_are_read_with_all_images_below_them(page, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     code, rows, said = predict(capsys, tmp_path / "empty", outputs=tmp_path)
     assert (code, rows[0][1]) == (1, "-")
-    assert f"{tmp_path / 'empty'}: Is a directory\n" in said
+    assert f"{tmp_path / 'empty' / '*'}: No such file or directory\n" in said
+    assert len(list(tmp_path.glob("*.png"))) == 0  # An earlier picture stays.
 
 
 def test_without_scipy_the_missing_package_is_named(

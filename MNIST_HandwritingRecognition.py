@@ -640,12 +640,12 @@ def read_digit(file: Path) -> tuple[str, Array, Array, str]:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List the files in `paths`, and the images in folders and below."""
+    """List the files in `paths`, the images in folders and below; FOLDER/* if none."""
     files, known = [], {*FORMATS, ".heic", ".heif"}  # A phone's, to be refused.
     for path in paths:
         inside = sorted(path.rglob("*")) if os.path.isdir(path) else []
         images = [f for f in inside if f.suffix.lower() in known and f.is_file()]
-        files += images or [path / "*" if os.path.isdir(path) else path]  # Finds none.
+        files += images or [path / "*" if os.path.isdir(path) else path]
     return files
 
 

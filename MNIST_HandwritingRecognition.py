@@ -241,16 +241,24 @@ def train(
 
 
 # ---- Evaluation ---------------------------------------------------------------------
-def predict(model: Model, images: Array, shifts: Sequence = (-1, 0, 1)) -> Array:
-    """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from nine views."""
+VIEWS = (-1, 0, 1)  # Pixels by which an image is shifted, down and right: nine views.
+
+
+def extract_features(model: Model, images: Array, shifts: Sequence = VIEWS) -> Array:
+    """Extract features (n, 128) of uint8 images (n, 28, 28): the mean of all views."""
     # A shift can change what strides and pooling see (Zhang 2019, arXiv:1904.11486).
-    body, answers = Model(model.inputs[0], model.layers[-2].output), []
+    body, features = Model(model.inputs[0], model.layers[-2].output), []
     corners = [(1 + y, 1 + x) for y in shifts for x in shifts]
     for start in range(0, len(images), 500):
         wide = np.pad(images[start : start + 500], ((0, 0), (1, 1), (1, 1)))
         views = [normalize(wide[:, y : y + 28, x : x + 28]) for y, x in corners]
-        answers.append(model.layers[-1](sum(map(body, views)) / len(views)))
-    return np.concatenate(answers)
+        features.append(sum(map(body, views)) / len(views))
+    return np.concatenate(features)
+
+
+def predict(model: Model, images: Array, shifts: Sequence = VIEWS) -> Array:
+    """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from their views."""
+    return model.layers[-1](extract_features(model, images, shifts)).numpy()
 
 
 def calibrate(model: Model, examples: Examples) -> float:
@@ -538,6 +546,9 @@ MOST, LARGE = 60e6, 1000  # Most pixels of a file; the side that larger ones get
 # Tuned on people's digits on paper and on synthetic sheets: the side to shrink to, the
 # least share of light that the darkest ink takes, the least that other ink takes of it.
 SMALL, FIND, READ = (96, 0.12, 0.33), (160, 0.03, 0.45), (96, 0.08, 0.45)
+# On these and on letters: how strange a digit may be, and how broad for its height; how
+# strange in a SMALL image, which is made to hold a digit.
+STRANGE, BROAD, STRANGE_SMALL = 0.95, 1.6, 3
 
 
 def read_image(path: Path) -> Array:
@@ -628,6 +639,38 @@ def fit_digit(ink: Array) -> Array:
     return image
 
 
+def recognize(model: Model, known: dict, features: Array) -> tuple[Array, Array]:
+    """Predict probabilities (n, 10) from features (n, 128), and their strangeness (n,).
+
+    That is the squared Mahalanobis distance from the mean features of the predicted
+    digit, over the largest logit: it tells what is no digit. One in 200 exceeds 1.
+    """
+    last = model.layers[-1]
+    probabilities, (kernel, bias) = last(features).numpy(), last.get_weights()
+    offsets = features - known["means"][probabilities.argmax(axis=1)]
+    distances = ((offsets @ known["whitening"]) ** 2).sum(axis=1)
+    return probabilities, distances / np.maximum(features @ kernel + bias, 1e-3).max(1)
+
+
+def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
+    """Describe held out digits: mean features (10, 128), and what whitens the rest."""
+    features = extract_features(model, examples.images)
+    means = np.linalg.lstsq(np.eye(10)[examples.labels], features)[0]
+    offsets = features - means[examples.labels]
+    spread = offsets.T @ offsets / len(offsets) + 1e-5 * np.eye(offsets.shape[1])
+    known = {"means": means, "whitening": np.linalg.cholesky(np.linalg.inv(spread))}
+    limit = np.quantile(recognize(model, known, features)[1], 0.995)
+    return known | {"whitening": known["whitening"] / max(limit, 1e-9) ** 0.5}
+
+
+def is_digit(image: Array, strangeness: float, side: int) -> bool:
+    """Tell if an image (28, 28), from a picture of this longest side, is one digit."""
+    if side <= SMALL[0]:
+        return strangeness < STRANGE_SMALL
+    height, width = image.any(axis=1).sum(), image.any(axis=0).sum()
+    return strangeness < STRANGE and width <= BROAD * height
+
+
 def read_digit(file: Path) -> tuple[str, Array, Array, str]:
     """Read an image file: its name, grey image, the digit, and the problem if any."""
     name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(file))
@@ -649,14 +692,17 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def load_network(path: Path) -> Model:
-    """Load a network of digits' probabilities that holds no code, or InputError."""
+def load_network(path: Path) -> tuple[Model, dict[str, Array]]:
+    """Load a network that holds no code, and what it knows of digits, or InputError."""
     with contextlib.suppress(Exception):  # Keras's own message is long, and no help.
         model = keras.saving.load_model(path, compile=False)
-        (answer,) = predict(model, np.zeros((1, 28, 28), np.uint8))
-        finite = all(np.isfinite(array).all() for array in model.get_weights())
-        if finite and answer.shape == (10,) and abs(answer.sum() - 1) < 1e-3:
-            return model
+        known = dict(np.load(zipfile.Path(path, "digits.npz").open("rb")))
+        features = extract_features(model, np.zeros((1, 28, 28), np.uint8))
+        answer, _ = recognize(model, known, features)
+        arrays = [*model.get_weights(), *known.values()]
+        finite = all(np.isfinite(array).all() for array in arrays)
+        if finite and answer.shape == (1, 10) and abs(answer.sum() - 1) < 1e-3:
+            return model, known
     raise InputError(f"{path} is no usable network; training writes one.")
 
 
@@ -675,7 +721,8 @@ def draw_readings(readings: Sequence[tuple]) -> Figure:
             seen.text(0, 0.5, reason, fontsize=8, in_layout=False)
             continue
         seen.imshow(digit, cmap="gray", vmin=0, vmax=255)
-        seen.set_title(f"{answer.argmax()}  {answer.max():.1%}", fontsize=10)
+        title = f"{answer.argmax()}  {answer.max():.1%}" if answer.any() else "?"
+        seen.set_title(title, fontsize=10)
         bars.bar(range(10), answer)
         bars.set(xticks=range(10), ylim=(0, 1), frame_on=True)
     return figure
@@ -839,6 +886,7 @@ def run_training(options: Options) -> int:
     notice("Evaluating...")
     starts["evaluation"] = time.perf_counter()
     metrics, answers = evaluate_model(model, test, validation)
+    known = describe_digits(model, validation)
     starts["figures"] = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=outputs, prefix=".unfinished-") as staging:
         figures = draw_all((data["name"], examples, test), model, history, answers)
@@ -852,7 +900,7 @@ def run_training(options: Options) -> int:
         trained = (count - count % options.batch_size) * options.epochs
         speed = round(trained / seconds["training"], 1)
         metrics |= {"seconds": seconds, "images_per_second": speed, **run}
-        write_results(Path(staging), model, history, metrics)
+        write_results(Path(staging), model, known, history, metrics)
     checkpoint.unlink(missing_ok=True)
     low, high = metrics["test_accuracy_interval_95"]
     right = f"{metrics['test_accuracy']:.2%} of {len(answers):,} test images right"
@@ -861,14 +909,18 @@ def run_training(options: Options) -> int:
     return int(metrics["test_accuracy"] < options.minimum_accuracy)
 
 
-def write_results(folder: Path, model: Model, history: list, metrics: dict) -> None:
+def write_results(
+    folder: Path, model: Model, known: dict, history: list, metrics: dict
+) -> None:
     """Complete the staging folder, then put each file in the one above, in one step."""
     rows = [history[0], *(row.values() for row in history)]
     table = "\n".join(",".join(map(str, row)) for row in rows)
     (folder / "history.csv").write_text(table + "\n")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     (folder / "draw.html").write_text(make_drawing_page(model, metrics) + "\n", "utf-8")
-    model.save(folder / "model.keras")
+    model.save(path := folder / "model.keras")
+    with zipfile.ZipFile(path, "a") as file, file.open("digits.npz", "w") as member:
+        np.savez(member, **known)  # Keras ignores it.
     # metrics.json goes first and comes last, so it never vouches for older files.
     (folder.parent / "metrics.json").unlink(missing_ok=True)
     for name in sorted(os.listdir(folder), key="metrics.json".__eq__):
@@ -881,20 +933,26 @@ def run_predict(options: Options) -> int:
         raise InputError("--predict needs SciPy: python -m pip install scipy")
     own, files = options.outputs / "model.keras", find_images(options.predict)
     network = options.model or (own if own.exists() else OUTPUTS / own.name)
-    model, drawn, failed = load_network(network), [], False
+    (model, known), drawn, failed = load_network(network), [], False
     notice(f"Network: {network}")
     print("image", "digit", "confidence", "runner-up", "its confidence", sep="\t")
     for start in range(0, len(files), 256):  # In portions, so that memory stays flat.
         readings = [*map(read_digit, files[start : start + 256])]
-        answers = predict(model, np.stack([digit for _, _, digit, _ in readings]))
-        for (name, image, digit, problem), answer in zip(readings, answers):
+        images = np.stack([digit for *_, digit, _ in readings])
+        answers = recognize(model, known, extract_features(model, images))
+        for reading, answer, strangeness in zip(readings, *answers):
+            name, image, digit, problem = reading
             second, best = np.argsort(answer)[-2:]
             row = [best, f"{answer[best]:.4f}", second, f"{answer[second]:.4f}"]
             if problem:
-                failed, row = True, ["-"] * 4
-                notice(f"{name}: {problem}")
+                row = ["-"] * 4
+            elif not is_digit(digit, strangeness, max(image.shape)):
+                row, answer = ["?", "-", "-", "-"], np.zeros(10)
+            if row[1] == "-":
+                failed = True
+                notice(f"{name}: {problem or 'it looks like no single digit'}")
             print(name, *row, sep="\t")
-            drawn += [(name, image, digit, problem, answer)][: 40 - len(drawn)]
+            drawn += [(*reading, answer)][: 40 - len(drawn)]
     if not all(problem for *_, problem, _ in drawn):  # Else an earlier picture stays.
         picture = options.outputs / "your_digits.png"
         save_whole(picture, partial(draw_readings(drawn).savefig, dpi=150))

@@ -2,6 +2,8 @@
 
 python tests/handwriting.py paper     1,000 test digits of MNIST on synthetic paper
 python tests/handwriting.py mnist     the 10,000 test images, as they are and as PNG
+python tests/handwriting.py letters   1,000 letters on such paper, which should get `?`
+python tests/handwriting.py pairs     1,000 pairs of touching or close digits, also `?`
 python tests/handwriting.py FOLDER    your own images, named by their digit: 7_3.png
 
 Every image goes through the script's whole --predict, with the network in outputs/. The
@@ -19,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -121,14 +124,50 @@ def photograph(
     return image
 
 
+# Without those that look like a digit in some hand: B G I O Q S Z b c g i j l o q s z.
+LETTERS = "ACDEFHJKLMNPRTUVWXYadefhkmnprtuvwxy"
+FONTS = ("comicneue", "breip")  # Like handwriting: fonts-comic-neue, fonts-breip.
+
+
+def draw_letter(chance: np.random.Generator) -> np.ndarray:
+    """A letter in one of the fonts, or in DejaVu without these: uint8 (56, 56)."""
+    found = map(Path, font_manager.findSystemFonts())
+    found = sorted(path for path in found if path.name.lower().startswith(FONTS))
+    found = found or [font_manager.findfont("DejaVu Sans")]
+    image = Image.new("L", (56, 56))
+    font = ImageFont.truetype(found[chance.integers(len(found))], 40)
+    letter, style = chance.choice([*LETTERS]), {"anchor": "mm", "stroke_width": 1}
+    ImageDraw.Draw(image).text((28, 28), letter, 255, font, **style)
+    return np.asarray(image)
+
+
+def draw_pair(images: np.ndarray, chance: np.random.Generator) -> np.ndarray:
+    """Two of the images side by side, at most 2 pixels apart or over each other."""
+    canvas, gap = np.zeros((44, 44), np.uint8), chance.integers(-2, 3)
+    left, right = (
+        image[:, image.any(axis=0)]
+        for image in images[chance.integers(len(images), size=2)]
+    )
+    canvas[8:36, 22 - left.shape[1] : 22] = left
+    place = canvas[8:36, 22 + gap : 22 + gap + right.shape[1]]
+    np.maximum(place, right[:, : place.shape[1]], out=place)
+    return canvas
+
+
 def write_pages(folder: Path, examples: Any, count: int, seed: int = 0) -> None:
-    """Write `count` of the examples on synthetic paper, as 7_0012.png and so on."""
+    """Write `count` sheets of the folder's name: digits as 7_0012.png, others as x_."""
     chance = np.random.default_rng(seed)
     for number in range(count):
         which = chance.integers(len(examples.labels))
-        page = draw_page(examples.images[which], chance)
-        name = f"{examples.labels[which]}_{number:04d}.png"
-        page.save(folder / name, exif=page.getexif())
+        name, image = examples.labels[which], examples.images[which]
+        if folder.name == "letters":
+            name, image = "x", draw_letter(chance)
+        elif folder.name == "pairs":
+            name, image = "x", draw_pair(examples.images, chance)
+        page = draw_page(image, chance)
+        while name == "x" and max(page.size) <= 96:  # What is small is made for digits.
+            page = draw_page(image, chance)
+        page.save(folder / f"{name}_{number:04d}.png", exif=page.getexif())
 
 
 def predict(paths: list[Path]) -> list[dict[str, str]]:
@@ -145,7 +184,7 @@ def report(name: str, right: np.ndarray, sure: np.ndarray) -> None:
     print(
         f"{name}: {right.sum():,} of {len(right):,} right ({right.mean():.2%}); "
         f"sure of {sure.sum():,}, of them {right[sure].sum():,} right "
-        f"({right[sure].mean():.2%})"
+        f"({right[sure].mean() if sure.any() else 0:.2%})"
     )
 
 
@@ -157,10 +196,9 @@ def measure(folder: Path) -> None:
         ends.append(time.perf_counter())
     rows = predict(sorted(folder.glob("?_*.png")))
     seconds = time.perf_counter() - ends[2] - (ends[2] - ends[1])
-    right = np.array([Path(row["image"]).name[0] == row["digit"] for row in rows])
-    sure = np.array(
-        [row["digit"] != "-" and float(row["confidence"]) >= 0.9 for row in rows]
-    )
+    wanted = [Path(row["image"]).name[0].replace("x", "?") for row in rows]
+    right = np.array([row["digit"] == digit for row, digit in zip(rows, wanted)])
+    sure = np.array([float(row["confidence"].replace("-", "0")) >= 0.9 for row in rows])
     report(folder.name, right, sure)
     missed = [row for row, hit in zip(rows, right) if not hit]
     for row in missed[:30]:
@@ -176,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", help="paper, mnist, or a folder of images")
+    parser.add_argument("what", help="paper, mnist, letters, pairs, or a folder")
     parser.add_argument("--count", type=int, default=1000, help="pages (default 1000)")
     parser.add_argument(
         "--keep", type=Path, help="write the images here, and keep them"
@@ -184,15 +222,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.keep or temporary, options.what)
-        if options.what not in ("paper", "mnist"):
+        if options.what not in ("paper", "mnist", "letters", "pairs"):
             measure(Path(options.what))
             return
         folder.mkdir(parents=True)
         test = mnist.find_mnist()[1]
-        if options.what == "paper":
+        if options.what != "mnist":
             write_pages(folder, test, options.count)
         else:
-            model = mnist.load_network(mnist.OUTPUTS / "model.keras")
+            model, _ = mnist.load_network(mnist.OUTPUTS / "model.keras")
             answers = mnist.predict(model, test.images)
             right = answers.argmax(axis=1) == test.labels
             report("as they are", right, answers.max(axis=1) >= 0.9)

@@ -238,3 +238,43 @@ def little_room(folder, earlier, room):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         if mounted:
             subprocess.run(["umount", "-l", folder], check=True)
+
+
+# ---- Own handwriting ------------------------------------------------------------
+
+
+def transparent(page, ink):
+    """The page's ink on nothing, in black (0) or white (255)."""
+    image = Image.new("RGBA", page.size, (ink, ink, ink, 0))
+    image.putalpha(page.point(lambda value: 225 - value))
+    return image
+
+
+def turned(page):
+    """The page on its side, with the tag that says so."""
+    image = page.rotate(90, expand=True)
+    image.getexif()[0x0112] = 6
+    return image
+
+
+KINDS = {
+    "grey.png": lambda page: page,
+    "colour.jpg": lambda page: page.convert("RGB"),
+    "cmyk.jpg": lambda page: page.convert("CMYK"),
+    "palette.png": lambda page: page.convert("P"),
+    "palette.gif": lambda page: page.convert("P"),
+    "alpha.png": lambda page: page.convert("LA"),
+    "bits.png": lambda page: page.convert("1"),
+    "deep.png": lambda page: Image.fromarray(np.asarray(page, np.uint16) * 257),
+    "float.tiff": lambda page: Image.fromarray(np.asarray(page, np.float32) / 255),
+    "lossy.webp": lambda page: page.convert("RGB"),
+    "plain.bmp": lambda page: page,
+    "black on nothing.png": lambda page: transparent(page, 0),
+    "white on nothing.png": lambda page: transparent(page, 255),
+    "light on dark.png": lambda page: page.point(lambda value: 255 - value),
+    "pale.png": lambda page: page.point(lambda value: 180 + value // 5),
+    "large.jpg": lambda page: page.resize((3000, 4000)),
+    "small.png": lambda page: page.resize((28, 35), Image.Resampling.BOX),
+    "filling.png": lambda page: page.crop((46, 36, 114, 156)),
+    "turned.jpg": turned,
+}

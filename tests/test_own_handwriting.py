@@ -2,19 +2,20 @@
 
 import csv
 import io
-from pathlib import Path
+import zipfile
 
 import handwriting
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import fields
+from makers import KINDS, fields
 from PIL import Image, ImageDraw, ImageFilter
 
 import MNIST_HandwritingRecognition as mnist
 
-MODEL = str(mnist.OUTPUTS / "model.keras")
+NETWORK = mnist.OUTPUTS / "model.keras"
+MODEL = str(NETWORK)
 
 
 @pytest.fixture
@@ -25,42 +26,6 @@ def page():
     pen.arc((50, 40, 110, 100), 180, 90, fill=40, width=9)
     pen.arc((50, 92, 110, 152), 270, 180, fill=40, width=9)
     return image.filter(ImageFilter.GaussianBlur(1))
-
-
-def transparent(page, ink):
-    image = Image.new("RGBA", page.size, (ink, ink, ink, 0))
-    image.putalpha(page.point(lambda value: 225 - value))
-    return image
-
-
-def turned(page):
-    """The page on its side, with the tag that says so."""
-    image = page.rotate(90, expand=True)
-    image.getexif()[0x0112] = 6
-    return image
-
-
-KINDS = {
-    "grey.png": lambda page: page,
-    "colour.jpg": lambda page: page.convert("RGB"),
-    "cmyk.jpg": lambda page: page.convert("CMYK"),
-    "palette.png": lambda page: page.convert("P"),
-    "palette.gif": lambda page: page.convert("P"),
-    "alpha.png": lambda page: page.convert("LA"),
-    "bits.png": lambda page: page.convert("1"),
-    "deep.png": lambda page: Image.fromarray(np.asarray(page, np.uint16) * 257),
-    "float.tiff": lambda page: Image.fromarray(np.asarray(page, np.float32) / 255),
-    "lossy.webp": lambda page: page.convert("RGB"),
-    "plain.bmp": lambda page: page,
-    "black on nothing.png": lambda page: transparent(page, 0),
-    "white on nothing.png": lambda page: transparent(page, 255),
-    "light on dark.png": lambda page: page.point(lambda value: 255 - value),
-    "pale.png": lambda page: page.point(lambda value: 180 + value // 5),
-    "large.jpg": lambda page: page.resize((3000, 4000)),
-    "small.png": lambda page: page.resize((28, 35), Image.Resampling.BOX),
-    "filling.png": lambda page: page.crop((46, 36, 114, 156)),
-    "turned.jpg": turned,
-}
 
 
 def predict(capsys, *paths, outputs):
@@ -173,13 +138,16 @@ def test_picture_shows_the_end_of_a_name_a_reason_and_a_frame(tmp_path):
     sure = np.eye(10)[3]
     good = "folder/with/a/long/name/seven.png", white, blank, "", sure
     bad = "bad.png", white, blank, "no ink stands out", sure
-    axes = mnist.draw_readings([good, bad]).axes
+    letter = "A.png", white, blank, "", np.zeros(10)
+    axes = mnist.draw_readings([good, bad, letter]).axes
     assert axes[0].get_title() == "...g/name/seven.png"
     assert axes[0].get_frame_on() and not axes[1].get_frame_on()
     assert axes[1].get_title() == "3  100.0%"
     assert [patch.get_height() for patch in axes[2].patches] == sure.tolist()
     assert axes[4].texts[0].get_text() == "no ink stands out"
     assert not axes[5].patches
+    assert axes[7].get_title() == "?"
+    assert not any(patch.get_height() for patch in axes[8].patches)
 
 
 def test_folders_are_read_with_all_images_below_them(page, tmp_path, capsys):
@@ -216,17 +184,25 @@ def broken(model):
 
 
 def test_what_is_no_network_for_digits_is_refused_in_a_sentence(tmp_path, capsys):
-    """Nothing, another file, other shapes, no probabilities, NaN, code."""
-    keras, layers = mnist.keras, mnist.layers
+    """Nothing, another file, other shapes, no probabilities, NaN, code, no digits."""
+    keras, layers, (good, known) = (
+        mnist.keras,
+        mnist.layers,
+        mnist.load_network(NETWORK),
+    )
     start, flat = keras.Input((28, 28, 1)), layers.Flatten()
     networks = {
         "wide": keras.Sequential([keras.Input((32, 32, 1)), flat, layers.Dense(10)]),
         "logits": keras.Sequential([start, layers.Flatten(), layers.Dense(10)]),
-        "nan": broken(mnist.load_network(Path(MODEL))),
+        "nan": broken(good),
         "code": keras.Sequential([start, layers.Lambda(lambda x: x)]),
+        "ignorant of what is no digit": good,
     }
     for name, network in networks.items():
-        network.save(tmp_path / f"{name}.keras")
+        network.save(path := tmp_path / f"{name}.keras")
+        if network is not good:
+            with zipfile.ZipFile(path, "a") as file, file.open("digits.npz", "w") as to:
+                np.savez(to, **known)
     (tmp_path / "text.keras").write_text("not a network")
     for name in (*networks, "text", "missing"):
         path = tmp_path / f"{name}.keras"
@@ -256,8 +232,28 @@ def test_digits_on_synthetic_paper_are_read(subset, tmp_path, capsys):
     assert sum(right) >= 11
 
 
+def test_what_is_no_single_digit_gets_a_question_mark(subset, tmp_path, capsys):
+    """Most letters and pairs of digits; how many exactly is for handwriting.py."""
+    for kind in ("letters", "pairs"):
+        (tmp_path / kind).mkdir()
+        handwriting.write_pages(tmp_path / kind, subset.test, 20)
+        code, rows, said = predict(capsys, tmp_path / kind, outputs=tmp_path)
+        unclear = [row for row in rows if row[1:] == ["?", "-", "-", "-"]]
+        assert code == 1 and len(unclear) >= 12
+        assert said.count("it looks like no single digit\n") == len(unclear)
+
+
+def test_one_validation_digit_in_200_is_strange(trained):
+    features = mnist.extract_features(trained.model, trained.validation.images)
+    known = mnist.describe_digits(trained.model, trained.validation)
+    answers, strangeness = mnist.recognize(trained.model, known, features)
+    expected = mnist.predict(trained.model, trained.validation.images)
+    assert np.allclose(answers, expected, atol=1e-6)
+    assert (strangeness > 1).mean() == pytest.approx(1 / 200, abs=1 / 240)
+
+
 def test_digits_of_14x14_pixels_are_read(subset):
-    model = mnist.load_network(mnist.OUTPUTS / "model.keras")
+    model, _ = mnist.load_network(NETWORK)
     images, labels = fields(subset.test[:100])
     small = [Image.fromarray(255 - x).reduce(2) for x in images]
     greys = [np.asarray(image, np.float32) / 255 for image in small]
@@ -267,7 +263,7 @@ def test_digits_of_14x14_pixels_are_read(subset):
 
 def test_round_trip_of_mnist_changes_few_answers(subset):
     """Images that are in MNIST's form already come through nearly unchanged."""
-    model = mnist.load_network(mnist.OUTPUTS / "model.keras")
+    model, _ = mnist.load_network(NETWORK)
     prepared = [
         mnist.find_digit(image / np.float32(255)) for image in subset.test.images[:120]
     ]

@@ -116,7 +116,7 @@ def test_results_replace_the_earlier_ones_metrics_last(earlier, trained):
     """If a file can't be made, none is; if one can't be replaced, no metrics stay."""
     (earlier.folder / "notes.txt").write_text("mine")
     before, staging = earlier.now(), earlier.folder / ".staging"
-    results = trained.model, [{"epoch": 1}], trained.metrics
+    results = trained.model, {"means": [0]}, [{"epoch": 1}], trained.metrics
     with pytest.raises(OSError):
         mnist.write_results(staging, *results)  # There is no such folder yet.
     assert earlier.now() == before

@@ -643,7 +643,7 @@ def recognize(model: Model, known: dict, features: Array) -> tuple[Array, Array]
     """Predict probabilities (n, 10) from features (n, 128), and their strangeness (n,).
 
     That is the squared Mahalanobis distance from the mean features of the predicted
-    digit, over the largest logit: it tells what is no digit. One in 200 exceeds 1.
+    digit, over the largest logit. One in 200 of the digits described exceeds 1.
     """
     last = model.layers[-1]
     probabilities, (kernel, bias) = last(features).numpy(), last.get_weights()
@@ -653,7 +653,7 @@ def recognize(model: Model, known: dict, features: Array) -> tuple[Array, Array]
 
 
 def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
-    """Describe held out digits: mean features (10, 128), and what whitens the rest."""
+    """Describe held out digits: mean features (10, 128), a whitening matrix."""
     features = extract_features(model, examples.images)
     means = np.linalg.lstsq(np.eye(10)[examples.labels], features)[0]
     offsets = features - means[examples.labels]
@@ -699,11 +699,11 @@ def load_network(path: Path) -> tuple[Model, dict[str, Array]]:
         known = dict(np.load(zipfile.Path(path, "digits.npz").open("rb")))
         features = extract_features(model, np.zeros((1, 28, 28), np.uint8))
         answer, _ = recognize(model, known, features)
-        arrays = [*model.get_weights(), *known.values()]
+        arrays = [*model.get_weights(), known["means"][range(10)], known["whitening"]]
         finite = all(np.isfinite(array).all() for array in arrays)
         if finite and answer.shape == (1, 10) and abs(answer.sum() - 1) < 1e-3:
             return model, known
-    raise InputError(f"{path} is no usable network; training writes one.")
+    raise InputError(f"{path} is no network that this script's training wrote.")
 
 
 def draw_readings(readings: Sequence[tuple]) -> Figure:

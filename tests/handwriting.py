@@ -6,6 +6,9 @@ python tests/handwriting.py letters   1,000 letters on such paper, which should 
 python tests/handwriting.py pairs     1,000 pairs of touching or close digits, also `?`
 python tests/handwriting.py FOLDER    your own images, named by their digit: 7_3.png
 
+For the README's figure, letters need Debian's fonts-comic-neue and fonts-breip. They
+and pairs are drawn on sheets of more than 96 pixels.
+
 Every image goes through the script's whole --predict, with the network in outputs/. The
 rate leaves out the time for the first forty, which holds the start and the picture.
 """

@@ -241,10 +241,10 @@ def train(
 
 
 # ---- Evaluation ---------------------------------------------------------------------
-VIEWS = (-1, 0, 1)  # Pixels by which an image is shifted, down and right: nine views.
+SHIFTS = (-1, 0, 1)  # In pixels, down and right: nine views of an image.
 
 
-def extract_features(model: Model, images: Array, shifts: Sequence = VIEWS) -> Array:
+def extract_features(model: Model, images: Array, shifts: Sequence = SHIFTS) -> Array:
     """Extract features (n, 128) of uint8 images (n, 28, 28): the mean of all views."""
     # A shift can change what strides and pooling see (Zhang 2019, arXiv:1904.11486).
     body, features = Model(model.inputs[0], model.layers[-2].output), []
@@ -256,7 +256,7 @@ def extract_features(model: Model, images: Array, shifts: Sequence = VIEWS) -> A
     return np.concatenate(features)
 
 
-def predict(model: Model, images: Array, shifts: Sequence = VIEWS) -> Array:
+def predict(model: Model, images: Array, shifts: Sequence = SHIFTS) -> Array:
     """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from their views."""
     return model.layers[-1](extract_features(model, images, shifts)).numpy()
 
@@ -547,7 +547,7 @@ MOST, LARGE = 60e6, 1000  # Most pixels of a file; the side that larger ones get
 # least share of light that the darkest ink takes, the least that other ink takes of it.
 SMALL, FIND, READ = (96, 0.12, 0.33), (160, 0.03, 0.45), (96, 0.08, 0.45)
 # On these and on letters: how strange a digit may be, and how broad for its height; how
-# strange in a SMALL image, which is made to hold a digit.
+# strange in a SMALL image, of which little but a digit is to be expected.
 STRANGE, BROAD, STRANGE_SMALL = 0.95, 1.6, 3
 
 
@@ -645,11 +645,11 @@ def recognize(model: Model, known: dict, features: Array) -> tuple[Array, Array]
     That is the squared Mahalanobis distance from the mean features of the predicted
     digit, over the largest logit. One in 200 of the digits described exceeds 1.
     """
-    last = model.layers[-1]
-    probabilities, (kernel, bias) = last(features).numpy(), last.get_weights()
-    offsets = features - known["means"][probabilities.argmax(axis=1)]
-    distances = ((offsets @ known["whitening"]) ** 2).sum(axis=1)
-    return probabilities, distances / np.maximum(features @ kernel + bias, 1e-3).max(1)
+    last, (kernel, bias) = model.layers[-1], model.layers[-1].get_weights()
+    logits = features @ kernel + bias
+    offsets = (features - known["means"][logits.argmax(axis=1)]) @ known["whitening"]
+    strangeness = (offsets**2).sum(axis=1) / np.maximum(logits.max(axis=1), 1e-3)
+    return last(features).numpy(), strangeness
 
 
 def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
@@ -657,8 +657,9 @@ def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
     features = extract_features(model, examples.images)
     means = np.linalg.lstsq(np.eye(10)[examples.labels], features)[0]
     offsets = features - means[examples.labels]
-    spread = offsets.T @ offsets / len(offsets) + 1e-5 * np.eye(offsets.shape[1])
-    known = {"means": means, "whitening": np.linalg.cholesky(np.linalg.inv(spread))}
+    spread = offsets.T @ offsets / len(offsets)
+    precision = np.linalg.inv(spread + 1e-5 * np.eye(len(spread)))  # Never singular.
+    known = {"means": means, "whitening": np.linalg.cholesky(precision)}
     limit = np.quantile(recognize(model, known, features)[1], 0.995)
     return known | {"whitening": known["whitening"] / max(limit, 1e-9) ** 0.5}
 
@@ -684,10 +685,10 @@ def read_digit(file: Path) -> tuple[str, Array, Array, str]:
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """List the files in `paths`, the images in folders and below; FOLDER/* if none."""
-    files, known = [], {*FORMATS, ".heic", ".heif"}  # A phone's, to be refused.
+    files, suffixes = [], {*FORMATS, ".heic", ".heif"}  # A phone's, to be refused.
     for path in paths:
         inside = sorted(path.rglob("*")) if os.path.isdir(path) else []
-        images = [f for f in inside if f.suffix.lower() in known and f.is_file()]
+        images = [f for f in inside if f.suffix.lower() in suffixes and f.is_file()]
         files += images or [path / "*" if os.path.isdir(path) else path]
     return files
 
@@ -697,8 +698,8 @@ def load_network(path: Path) -> tuple[Model, dict[str, Array]]:
     with contextlib.suppress(Exception):  # Keras's own message is long, and no help.
         model = keras.saving.load_model(path, compile=False)
         known = dict(np.load(zipfile.Path(path, "digits.npz").open("rb")))
-        features = extract_features(model, np.zeros((1, 28, 28), np.uint8))
-        answer, _ = recognize(model, known, features)
+        blank = np.zeros((1, 28, 28), np.uint8)
+        answer, _ = recognize(model, known, extract_features(model, blank))
         arrays = [*model.get_weights(), known["means"][range(10)], known["whitening"]]
         finite = all(np.isfinite(array).all() for array in arrays)
         if finite and answer.shape == (1, 10) and abs(answer.sum() - 1) < 1e-3:
@@ -946,11 +947,11 @@ def run_predict(options: Options) -> int:
             row = [best, f"{answer[best]:.4f}", second, f"{answer[second]:.4f}"]
             if problem:
                 row = ["-"] * 4
+                notice(f"{name}: {problem}")
             elif not is_digit(digit, strangeness, max(image.shape)):
                 row, answer = ["?", "-", "-", "-"], np.zeros(10)
-            if row[1] == "-":
-                failed = True
-                notice(f"{name}: {problem or 'it looks like no single digit'}")
+                notice(f"{name}: it looks like no single digit")
+            failed |= row[1] == "-"
             print(name, *row, sep="\t")
             drawn += [(*reading, answer)][: 40 - len(drawn)]
     if not all(problem for *_, problem, _ in drawn):  # Else an earlier picture stays.

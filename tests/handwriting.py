@@ -1,16 +1,26 @@
 """Measure how well the script reads digits that don't come in MNIST's form.
 
-python tests/handwriting.py paper     1,000 test digits of MNIST on synthetic paper
+python tests/handwriting.py paper     1,000 digits, each on a synthetic sheet of paper
 python tests/handwriting.py mnist     the 10,000 test images, as they are and as PNG
-python tests/handwriting.py letters   1,000 letters on such paper, which should get `?`
-python tests/handwriting.py pairs     1,000 pairs of touching or close digits, also `?`
-python tests/handwriting.py FOLDER    your own images, named by their digit: 7_3.png
+python tests/handwriting.py pages     300 synthetic pages of numbers (see pages.py)
+python tests/handwriting.py pairs     200 pairs of digits, close or touching
+python tests/handwriting.py letters   1,000 letters that look like no digit, each alone
+python tests/handwriting.py FOLDER    your own images, named by their digit (7_3.png),
+                                      or with a truth.tsv: image, numbers
 
-For the README's figure, letters need Debian's fonts-comic-neue and fonts-breip. They
-and pairs are drawn on sheets of more than 96 pixels.
+The digits are MNIST's test images or, for development, the last 5,000 training images
+(--part validation). Every image goes through the script's whole --predict, with the
+network in outputs/. The rate leaves out the time for the first forty, which holds the
+start and the picture. Letters are of Comic Neue and BREIP (Debian's fonts-comic-neue
+and fonts-breip), if they are found, else of Matplotlib's own fonts, without
+BDGIJOQSZbgijloqsyz, which look like digits.
 
-Every image goes through the script's whole --predict, with the network in outputs/. The
-rate leaves out the time for the first forty, which holds the start and the picture.
+Digits: one minus the edit distance between all that was read on an image and the truth,
+spaces left out, over the number of true digits. A `?` is right where a letter stands,
+and wrong elsewhere. On an image without digits each digit read is an error, a `?` not.
+Split: the same with the lengths of the numbers instead of their digits, and exact: with
+whole numbers. These, and what is sure (a confidence of 0.9), mean something only if
+truth.tsv has a space between all numbers.
 """
 
 import argparse
@@ -20,20 +30,28 @@ import io
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pages
+
 import MNIST_HandwritingRecognition as mnist
 
+COUNTS = {"paper": 1000, "mnist": 10000, "pages": 300, "pairs": 200, "letters": 1000}
 
-def draw_page(digit: np.ndarray, chance: np.random.Generator) -> Image.Image:
+
+# ---- Sheets of paper with one digit --------------------------------------------------
+
+
+def draw_sheet(digit: np.ndarray, chance: np.random.Generator) -> Image.Image:
     """Put a digit, uint8 (28, 28), on a sheet of paper; all else is up to `chance`.
 
     Its size, place, pen and ink; the sheet's size, colour, ruled lines and specks;
@@ -127,89 +145,136 @@ def photograph(
     return image
 
 
-# Without those that look like a digit in some hand: B G I O Q S Z b c g i j l o q s z.
-LETTERS = "ACDEFHJKLMNPRTUVWXYadefhkmnprtuvwxy"
-FONTS = ("comicneue", "breip")  # Like handwriting: fonts-comic-neue, fonts-breip.
+# ---- Sets of images ------------------------------------------------------------------
 
 
-def draw_letter(chance: np.random.Generator) -> np.ndarray:
-    """A letter in one of the fonts, or in DejaVu without these: uint8 (56, 56)."""
-    found = map(Path, font_manager.findSystemFonts())
-    found = sorted(path for path in found if path.name.lower().startswith(FONTS))
-    found = found or [font_manager.findfont("DejaVu Sans")]
-    image = Image.new("L", (56, 56))
-    font = ImageFont.truetype(found[chance.integers(len(found))], 40)
-    letter, style = chance.choice([*LETTERS]), {"anchor": "mm", "stroke_width": 1}
-    ImageDraw.Draw(image).text((28, 28), letter, 255, font, **style)
-    return np.asarray(image)
-
-
-def draw_pair(images: np.ndarray, chance: np.random.Generator) -> np.ndarray:
-    """Two of the images side by side, at most 2 pixels apart or over each other."""
-    canvas, gap = np.zeros((44, 44), np.uint8), chance.integers(-2, 3)
-    left, right = (
-        image[:, image.any(axis=0)]
-        for image in images[chance.integers(len(images), size=2)]
-    )
-    canvas[8:36, 22 - left.shape[1] : 22] = left
-    place = canvas[8:36, 22 + gap : 22 + gap + right.shape[1]]
-    np.maximum(place, right[:, : place.shape[1]], out=place)
-    return canvas
-
-
-def write_pages(folder: Path, examples: Any, count: int, seed: int = 0) -> None:
-    """Write `count` sheets of the folder's name: digits as 7_0012.png, others as x_."""
-    chance = np.random.default_rng(seed)
+def draw_images(
+    what: str, digits: Any, count: int, fonts: list[Path], chance: np.random.Generator
+) -> Iterator[tuple[Image.Image, list[str], str]]:
+    """Draw the images of a set: each, its true numbers, and its difficulties."""
     for number in range(count):
-        which = chance.integers(len(examples.labels))
-        name, image = examples.labels[which], examples.images[which]
-        if folder.name == "letters":
-            name, image = "x", draw_letter(chance)
-        elif folder.name == "pairs":
-            name, image = "x", draw_pair(examples.images, chance)
-        page = draw_page(image, chance)
-        while name == "x" and max(page.size) <= 96:  # What is small is made for digits.
-            page = draw_page(image, chance)
-        page.save(folder / f"{name}_{number:04d}.png", exif=page.getexif())
+        which = chance.integers(len(digits.labels)) if what == "paper" else number
+        if what == "paper":
+            sheet = draw_sheet(digits.images[which], chance)
+            yield sheet, [str(digits.labels[which])], ""
+        elif what == "mnist":
+            image = Image.fromarray(digits.images[which])
+            yield image, [str(digits.labels[which])], ""
+        else:
+            yield pages.draw_image(what, digits, number, fonts, chance)
 
 
-def predict(paths: list[Path]) -> list[dict[str, str]]:
-    """The rows that the script's --predict prints."""
-    with tempfile.TemporaryDirectory() as outputs:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            mnist.main(["--predict", *map(str, paths), "--outputs", outputs])
+def write_images(folder: Path, images: Iterable[tuple]) -> None:
+    """Write a set of images, every other page as JPEG, and its truth.tsv."""
+    table = [("image", "numbers", "difficulties")]
+    for number, (image, numbers, names) in enumerate(images):
+        lossy = image.mode == "RGB" and number % 2
+        name = f"{number:05d}.{'jpg' if lossy else 'png'}"
+        image.save(folder / name, quality=80, exif=image.getexif())
+        table.append((name, " ".join(numbers), names))
+    text = "".join("\t".join(row) + "\n" for row in table)
+    (folder / "truth.tsv").write_text(text)
+
+
+# ---- Measuring -----------------------------------------------------------------------
+
+
+def read_truth(folder: Path) -> dict[Path, tuple[list[str], list[str]]]:
+    """The true numbers and the difficulties of each image in a folder."""
+    table = folder / "truth.tsv"
+    if not table.exists():
+        files = sorted(folder.glob("[0-9]_*"))
+        return {file: ([file.name[0]], []) for file in files}
+    _, *rows = csv.reader(table.read_text().splitlines(), delimiter="\t")
+    return {
+        folder / name: (numbers.replace("-", "").split(), " ".join(names).split())
+        for name, numbers, *names in rows
+    }
+
+
+def read(paths: Sequence[Path]) -> list[dict[str, str]]:
+    """The rows that the script's --predict prints, one for each number."""
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as outputs, contextlib.redirect_stdout(printed):
+        mnist.main(["--predict", *map(str, paths), "--outputs", outputs])
     return list(csv.DictReader(printed.getvalue().splitlines(), delimiter="\t"))
 
 
-def report(name: str, right: np.ndarray, sure: np.ndarray) -> None:
-    """Print how many are right, of all and of those with a confidence of .9 or more."""
-    print(
-        f"{name}: {right.sum():,} of {len(right):,} right ({right.mean():.2%}); "
-        f"sure of {sure.sum():,}, of them {right[sure].sum():,} right "
-        f"({right[sure].mean() if sure.any() else 0:.2%})"
+def edit_distance(first: Sequence, second: Sequence) -> int:
+    """The fewest insertions, deletions and substitutions (Levenshtein) between two."""
+    row = list(range(len(second) + 1))
+    for i, one in enumerate(first):
+        corner, row[0] = row[0], i + 1
+        for j, other in enumerate(second):
+            change = corner + (one != other)
+            corner = row[j + 1]
+            row[j + 1] = min(change, corner + 1, row[j] + 1)
+    return row[-1]
+
+
+def score(truth: list[str], rows: list[dict[str, str]]) -> Counter:
+    """Count what came of one image, from its true numbers and from the rows read."""
+    rows = [row for row in rows if row["number"] != "-"]
+    numbers = [row["number"] for row in rows]
+    sure = [row["number"] for row in rows if float(row["confidence"]) >= 0.9]
+    unknown = "".join(numbers).count("?")
+    if not truth:
+        numbers = list(filter(None, (number.replace("?", "") for number in numbers)))
+    return Counter(
+        images=1,
+        right=numbers == truth,
+        digits=len("".join(truth)),
+        errors=edit_distance("".join(truth), "".join(numbers)),
+        unknown=unknown,
+        numbers=len(truth),
+        unsplit=edit_distance(list(map(len, truth)), list(map(len, numbers))),
+        misread=edit_distance(truth, numbers),
+        sure=len(sure),
+        sure_and_wrong=sum(number not in truth for number in sure),
+        one_sure_digit=numbers == sure and len("".join(sure)) == 1,
     )
 
 
-def measure(folder: Path) -> None:
-    """Read all images in `folder`, and print what came of it."""
+def report(name: str, counts: Counter) -> None:
+    """Print a line of the table with the sum of such counts."""
+    print(
+        f"{name:12}{counts['images']:7}{counts['right'] / counts['images']:9.2%}",
+        end="",
+    )
+    for whole, *wrongs in (("digits", "errors"), ("numbers", "unsplit", "misread")):
+        print(f"{counts[whole]:9}", end="")
+        for wrong in wrongs if counts[whole] else ():
+            print(f"{1 - counts[wrong] / counts[whole]:9.2%}", end="")
+    print()
+
+
+def measure(folder: Path, shown: int) -> None:
+    """Read all images of a folder; print the first errors, and what came of it."""
+    truth = read_truth(folder)
     ends = [time.perf_counter()]
     for _ in range(2):  # The first call compiles, too.
-        predict(sorted(folder.glob("?_*.png"))[:40])
+        if len(truth) > 40:
+            read(list(truth)[:40])
         ends.append(time.perf_counter())
-    rows = predict(sorted(folder.glob("?_*.png")))
+    answers = defaultdict(list)
+    for row in read(list(truth)):
+        answers[Path(row["image"]).name].append(row)
     seconds = time.perf_counter() - ends[2] - (ends[2] - ends[1])
-    wanted = [Path(row["image"]).name[0].replace("x", "?") for row in rows]
-    right = np.array([row["digit"] == digit for row, digit in zip(rows, wanted)])
-    sure = np.array([float(row["confidence"].replace("-", "0")) >= 0.9 for row in rows])
-    report(folder.name, right, sure)
-    missed = [row for row, hit in zip(rows, right) if not hit]
-    for row in missed[:30]:
-        print(
-            f"  {Path(row['image']).name} read as {row['digit']} ({row['confidence']})"
-        )
-    if len(rows) > 40:
-        print(f"  {(len(rows) - 40) / seconds:.0f} images/s")
+    totals: dict[str, Counter] = defaultdict(Counter)
+    for path, (numbers, names) in truth.items():
+        counts = score(numbers, answers[path.name])
+        for name in ("all", *names):
+            totals[name].update(counts)
+        if not counts["right"] and (shown := shown - 1) >= 0:
+            said = " ".join(row["number"] for row in answers[path.name])
+            errors = f"{counts['errors']} errors"
+            print(f"{path.name}: {errors}, {' '.join(numbers)} read as {said}")
+    print(", ".join(f"{name} {count}" for name, count in totals["all"].items()))
+    print(f"{'':12} images    right   digits    right  numbers    split    exact")
+    for name in sorted(totals):
+        report(name, totals[name])
+    if len(truth) > 40:
+        print(f"{(len(truth) - 40) / seconds:.1f} images/s after the first 40")
 
 
 def main() -> None:
@@ -217,29 +282,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", help="paper, mnist, letters, pairs, or a folder")
-    parser.add_argument("--count", type=int, default=1000, help="pages (default 1000)")
-    parser.add_argument(
-        "--keep", type=Path, help="write the images here, and keep them"
-    )
+    parser.add_argument("what", help="one of the above, or a folder of images")
+    parser.add_argument("--count", type=int, help="how many images to draw")
+    parser.add_argument("--keep", type=Path, help="write them here, and keep them")
+    parser.add_argument("--part", choices=["test", "validation"], default="test")
+    parser.add_argument("--fonts", type=Path, nargs="+", default=pages.find_fonts())
     options = parser.parse_args()
+    what = options.what
+    if what not in COUNTS:
+        measure(Path(what), shown=1000)
+        return
+    train, test, _ = mnist.find_mnist()
+    digits = test if options.part == "test" else train[-5000:]
+    count = min(options.count or COUNTS[what], len(digits.labels))
+    if what == "mnist":
+        model, _ = mnist.load_network(mnist.OUTPUTS / "model.keras")
+        probabilities = mnist.predict(model, digits.images[:count])
+        right = probabilities.argmax(axis=1) == digits.labels[:count]
+        print(f"as they are: {right.sum():,} of {len(right):,} right")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(options.keep or temporary, options.what)
-        if options.what not in ("paper", "mnist", "letters", "pairs"):
-            measure(Path(options.what))
-            return
+        folder = Path(options.keep or temporary, what)
         folder.mkdir(parents=True)
-        test = mnist.find_mnist()[1]
-        if options.what != "mnist":
-            write_pages(folder, test, options.count)
-        else:
-            model, _ = mnist.load_network(mnist.OUTPUTS / "model.keras")
-            answers = mnist.predict(model, test.images)
-            right = answers.argmax(axis=1) == test.labels
-            report("as they are", right, answers.max(axis=1) >= 0.9)
-            for number, (image, label) in enumerate(test):
-                Image.fromarray(image).save(folder / f"{label}_{number:04d}.png")
-        measure(folder)
+        chance = np.random.default_rng(0)
+        write_images(folder, draw_images(what, digits, count, options.fonts, chance))
+        measure(folder, shown=30)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tests make: files, good and bad, digits to distort, a disk that is full."""
+"""What the tests make: files, good and bad, strokes, digits to distort, a full disk."""
 
 import contextlib
 import gzip
@@ -12,7 +12,11 @@ import zipfile
 
 import keras
 import numpy as np
-from PIL import Image
+from keras import layers
+from pages import cast_light
+from PIL import Image, ImageDraw
+
+import MNIST_HandwritingRecognition as mnist
 
 # ---- Datasets -------------------------------------------------------------------
 
@@ -137,6 +141,157 @@ def build_wheel(folder, content):
     return file
 
 
+# ---- Own handwriting ------------------------------------------------------------
+
+
+def draw(size, paper, ink, width, *strokes):
+    """Draw strokes, each a list of points, on paper."""
+    image = Image.new("L", size, paper)
+    for stroke in strokes:
+        ImageDraw.Draw(image).line(stroke, fill=ink, width=width, joint="curve")
+    return image
+
+
+def turn(page):
+    """A page on its side, with the tag that says so."""
+    image = page.rotate(90, expand=True)
+    image.getexif()[0x0112] = 6
+    return image
+
+
+def transparent(page, ink):
+    """Ink on nothing."""
+    image = Image.new("RGBA", page.size, (ink, ink, ink, 0))
+    image.putalpha(page.point(lambda value: 225 - value))
+    return image
+
+
+# Names of files, and how each is made of a grey page.
+KINDS = {
+    "grey.png": lambda page: page,
+    "colour.jpg": lambda page: page.convert("RGB"),
+    "cmyk.jpg": lambda page: page.convert("CMYK"),
+    "palette.png": lambda page: page.convert("P"),
+    "palette.gif": lambda page: page.convert("P"),
+    "alpha.png": lambda page: page.convert("LA"),
+    "bits.png": lambda page: page.convert("1"),
+    "deep.png": lambda page: Image.fromarray(np.asarray(page, np.uint16) * 257),
+    "float.tiff": lambda page: Image.fromarray(np.asarray(page, np.float32) / 255),
+    "lossy.webp": lambda page: page.convert("RGB"),
+    "plain.bmp": lambda page: page,
+    "black on nothing.png": lambda page: transparent(page, 0),
+    "white on nothing.png": lambda page: transparent(page, 255),
+    "light on dark.png": lambda page: page.point(lambda value: 255 - value),
+    "pale.png": lambda page: page.point(lambda value: 180 + value // 5),
+    "large.jpg": lambda page: page.resize((3000, 4000)),
+    "small.png": lambda page: page.resize((28, 35), Image.Resampling.BOX),
+    "filling.png": lambda page: page.crop((46, 36, 114, 156)),
+    "turned.jpg": turn,
+}
+
+# Pages of numbers: their lines, and their difficulties; see pages.Difficulties.
+LINES = ["2718 2818", "31415 926"]
+PAGES = {
+    "one digit": (["7"], {}),
+    "a line": (["05221859"], {}),
+    "a page": (["1998 07 23", "31415 926", "2718 2818", "4"], {}),
+    "a column": (["3", "1", "4", "1", "5"], {}),
+    "a slope": ([*LINES, "57721"], {"slope": 12}),
+    "a slope upwards": ([*LINES, "57721"], {"slope": -12}),
+    "waves": (LINES, {"wave": 0.25}),
+    "uneven digits": (LINES, {"uneven": 0.2}),
+    "small digits": (LINES, {"size": 24}),
+    "large digits": (["2718 2818"], {"size": 200}),
+    "a dark table": (LINES, {"table": True}),
+    "white on black": (LINES, {"inverted": True}),
+    "ruled paper": (LINES, {"rules": "lines"}),
+    "squares": (LINES, {"rules": "squares"}),
+    "boxes": (LINES, {"rules": "boxes", "gap": 0.4}),
+    "specks": (LINES, {"specks": 12}),
+    "a shadow": (LINES, {"light": "shadow"}),
+    "dark corners": (LINES, {"light": "vignette"}),
+    "grain": (LINES, {"grain": 0.04}),
+    "a turned photo": (LINES, {"tag": 6}),
+    "an intruder": (["27F9 314"], {}),
+    "an intruder at an end": (["3F 58", "71 04"], {}),
+}
+
+
+COLUMNS = ["image", "number", "confidence", "left", "top", "width", "height"]
+# True numbers, those read, and how many digits of these are wrong or missing.
+ANSWERS = [(["2719"], ["2719"], 0), (["2719"], ["27", "19"], 0), ([], ["??"], 0)]
+ANSWERS += [(["27", "19"], ["2?19"], 1), (["27?9"], ["27?9"], 0), (["7"], ["-"], 1)]
+ANSWERS += [(["2719"], ["219"], 1), (["12", "3"], ["-"], 3), ([], ["?4", "1"], 2)]
+
+
+def halve(image):
+    """A digit of MNIST as one of 14x14 pixels, black on white."""
+    return np.asarray(Image.fromarray(255 - image).reduce(2))
+
+
+def place(text, left, top):
+    """A digit of 20x40 pixels that was read as `text`, with a confidence of 0.75."""
+    probabilities = np.full(10, 0.25 / 9)
+    probabilities[3 if text == "?" else int(text)] = 0.75
+    image, box = np.full((28, 28), 99, np.uint8), [left, top, left + 20, top + 40]
+    row = (image, box, 40, 1, probabilities, 0, text, 0 if text == "?" else 0.75)
+    return np.array([row], mnist.DIGIT).view(np.recarray)
+
+
+def numbers(rows):
+    """The numbers of the rows, in order."""
+    return [row["number"] for row in rows]
+
+
+def write_bad_images(folder):
+    """Write images of nothing, and what is no image; return their paths."""
+    grain = np.random.default_rng(0).normal(0, 6, (2, 600, 800))
+    shadow = 215 * cast_light((600, 800), "shadow", np.random.default_rng(0))
+    light = np.tile(np.linspace(90, 240, 120), (90, 1))
+    values = {"noise": 220 + grain[0, :90, :120], "light": light, "dot": np.eye(1)}
+    values |= {"blank": shadow, "grain": shadow + grain[1], "white": light * 0 + 255}
+    for name, grey in values.items():
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{name}.png")
+    Image.new("1", (8000, 8000)).save(folder / "huge.png")  # 64 megapixels.
+    image.resize((400, 500)).save(folder / "half.jpg")
+    whole = (folder / "half.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("no image")
+    script = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9"
+    (folder / "script.png").write_text(script)
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    names = "huge.png half.jpg empty.jpg text.png script.png photo.heic missing.png"
+    names = [*(f"{name}.png" for name in values), *names.split(), "x" * 300 + ".png"]
+    return [folder / name for name in [*names, "no/such.png"]]
+
+
+def write_bad_networks(folder, path):
+    """Write what is no network for digits, made of the good one at `path`."""
+    (good, known), start = mnist.load_network(path), keras.Input((28, 28, 1))
+    few, wide = known | {"means": known["means"][:3]}, keras.Input((32, 32, 1))
+    broken = mnist.build_model()
+    broken.set_weights([array * np.nan for array in good.get_weights()])
+    networks = {
+        "wide": keras.Sequential([wide, layers.Flatten(), layers.Dense(10)]),
+        "logits": keras.Sequential([start, *good.layers[:-1], layers.Dense(10)]),
+        "nan": broken,
+        "code": keras.Sequential([start, layers.Lambda(lambda x: x)]),
+        "three digits": good,
+        "no digits": good,
+    }
+    for name, network in networks.items():
+        network.save(file := folder / f"{name}.keras")
+        if name != "no digits":
+            with (
+                zipfile.ZipFile(file, "a") as archive,
+                archive.open("digits.npz", "w") as member,
+            ):
+                np.savez(member, **(few if name == "three digits" else known))
+    (folder / "text.keras").write_text("not a network")
+
+
 # ---- Distortions ----------------------------------------------------------------
 
 # Of rotation, shear, width, height, shift across and down, and ink.
@@ -238,43 +393,3 @@ def little_room(folder, earlier, room):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         if mounted:
             subprocess.run(["umount", "-l", folder], check=True)
-
-
-# ---- Own handwriting ------------------------------------------------------------
-
-
-def transparent(page, ink):
-    """The page's ink on nothing, in black (0) or white (255)."""
-    image = Image.new("RGBA", page.size, (ink, ink, ink, 0))
-    image.putalpha(page.point(lambda value: 225 - value))
-    return image
-
-
-def turned(page):
-    """The page on its side, with the tag that says so."""
-    image = page.rotate(90, expand=True)
-    image.getexif()[0x0112] = 6
-    return image
-
-
-KINDS = {
-    "grey.png": lambda page: page,
-    "colour.jpg": lambda page: page.convert("RGB"),
-    "cmyk.jpg": lambda page: page.convert("CMYK"),
-    "palette.png": lambda page: page.convert("P"),
-    "palette.gif": lambda page: page.convert("P"),
-    "alpha.png": lambda page: page.convert("LA"),
-    "bits.png": lambda page: page.convert("1"),
-    "deep.png": lambda page: Image.fromarray(np.asarray(page, np.uint16) * 257),
-    "float.tiff": lambda page: Image.fromarray(np.asarray(page, np.float32) / 255),
-    "lossy.webp": lambda page: page.convert("RGB"),
-    "plain.bmp": lambda page: page,
-    "black on nothing.png": lambda page: transparent(page, 0),
-    "white on nothing.png": lambda page: transparent(page, 255),
-    "light on dark.png": lambda page: page.point(lambda value: 255 - value),
-    "pale.png": lambda page: page.point(lambda value: 180 + value // 5),
-    "large.jpg": lambda page: page.resize((3000, 4000)),
-    "small.png": lambda page: page.resize((28, 35), Image.Resampling.BOX),
-    "filling.png": lambda page: page.crop((46, 36, 114, 156)),
-    "turned.jpg": turned,
-}

@@ -1,300 +1,76 @@
-"""Own handwriting: image files of every kind, MNIST's form, and the answers."""
+"""Own handwriting: image files of every kind, digits, pages of numbers, no digits."""
 
-import csv
 import io
-import zipfile
 
 import handwriting
+import makers
 import numpy as np
+import pages
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import KINDS, fields
-from PIL import Image, ImageDraw, ImageFilter
+from makers import numbers
+from PIL import Image, ImageDraw
 
 import MNIST_HandwritingRecognition as mnist
 
-NETWORK = mnist.OUTPUTS / "model.keras"
-MODEL = str(NETWORK)
+MODEL = mnist.OUTPUTS / "model.keras"
 
 
-@pytest.fixture
-def page():
-    """A three in dark ink on light paper, grey, with some paper around it."""
-    image = Image.new("L", (160, 200), 225)
-    pen = ImageDraw.Draw(image)
-    pen.arc((50, 40, 110, 100), 180, 90, fill=40, width=9)
-    pen.arc((50, 92, 110, 152), 270, 180, fill=40, width=9)
-    return image.filter(ImageFilter.GaussianBlur(1))
+# ---- Files of every kind --------------------------------------------------------
 
 
-def predict(capsys, *paths, outputs):
-    """The exit code, the rows under the header, and what standard error says."""
-    options = ["--model", MODEL, "--outputs", str(outputs)]
-    code = mnist.main(["--predict", *map(str, paths), *options])
-    said = capsys.readouterr()
-    header, *rows = csv.reader(io.StringIO(said.out), delimiter="\t")
-    assert header == ["image", "digit", "confidence", "runner-up", "its confidence"]
-    return code, rows, said.err
-
-
-def test_every_kind_of_image_is_read(page, tmp_path, capsys):
+def test_every_kind_of_image_is_read(page, tmp_path, predict):
     folder = tmp_path / "scans"
     folder.mkdir()
-    for name, make in KINDS.items():
+    for name, make in makers.KINDS.items():
         image = make(page)
         image.save(folder / name, exif=image.getexif())
-    code, rows, said = predict(capsys, folder, outputs=tmp_path)
+    rows, code, said = predict(folder)
     assert f"Network: {MODEL}\n" in said
-    assert {row[0].split("/")[-1]: row[1] for row in rows} == dict.fromkeys(KINDS, "3")
-    assert code == 0
-    with Image.open(tmp_path / "your_digits.png") as picture:
+    names = [row["image"].split("/")[-1] for row in rows]
+    assert dict(zip(names, numbers(rows))) == dict.fromkeys(makers.KINDS, "3")
+    assert (code, len(rows)) == (0, len(makers.KINDS))
+    with Image.open(tmp_path / "outputs" / "your_digits.png") as picture:
         assert picture.width >= 1200
 
 
-def test_uneven_light_is_taken_away(page, tmp_path, capsys):
-    values = np.asarray(page, float)
-    along = np.indices(values.shape)[1]
-    values *= 1 - 0.4 * along / along.max()
-    values[:, 120:] *= 0.8
-    Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(tmp_path / "dim.png")
-    _, rows, _ = predict(capsys, tmp_path / "dim.png", outputs=tmp_path)
-    assert rows[0][1] == "3"
-
-
-def test_strokes_right_across_a_tight_picture_are_no_ruled_lines(tmp_path, capsys):
-    image = Image.new("L", (300, 400), 255)
-    ImageDraw.Draw(image).line([(0, 12), (288, 12), (120, 399)], fill=0, width=11)
-    image.save(tmp_path / "seven.png")
-    _, rows, _ = predict(capsys, tmp_path / "seven.png", outputs=tmp_path)
-    assert rows[0][1] == "7"
-
-
-def test_pale_strokes_in_a_small_picture_are_not_lost():
-    """An upright stroke takes two fifths of the light that its foot takes."""
-    image = Image.new("L", (60, 72), 220)
-    pen = ImageDraw.Draw(image)
-    pen.line([(30, 14), (30, 52)], fill=160, width=3)
-    pen.line([(18, 54), (42, 54)], fill=70, width=3)
-    digit = mnist.find_digit(np.asarray(image, np.float32) / 255)
-    assert np.ptp(np.flatnonzero(digit.any(axis=1))) + 1 == 20
-    assert np.ptp(np.flatnonzero(digit.any(axis=0))) + 1 < 15
-
-
-def test_faint_pencil_is_read(tmp_path, capsys):
-    """It takes a sixth of the light, and the paper has some grain."""
-    image = Image.new("L", (300, 360), 235)
-    pen = ImageDraw.Draw(image)
-    pen.arc((100, 80, 200, 170), 180, 90, fill=195, width=4)
-    pen.arc((100, 167, 200, 280), 270, 180, fill=195, width=4)
-    grain = np.random.default_rng(0).normal(0, 4, (360, 300))
-    values = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
-    Image.fromarray(values).save(tmp_path / "pencil.png")
-    _, rows, _ = predict(capsys, tmp_path / "pencil.png", outputs=tmp_path)
-    assert rows[0][1] == "3"
-
-
-def test_what_holds_no_digit_is_said_and_the_others_are_answered(
-    page, tmp_path, capsys
-):
+def test_what_holds_no_digit_is_said_and_others_are_read(page, tmp_path, predict):
     """Each bad one gets its row, whatever is wrong, and its reason."""
-    noise = np.random.default_rng(0).normal(220, 6, (90, 120)).astype(np.uint8)
-    light = np.tile(np.linspace(90, 240, 120), (90, 1)).astype(np.uint8)
-    for name, values in {"noise": noise, "light": light, "dot": [[7]]}.items():
-        Image.fromarray(np.asarray(values, np.uint8)).save(tmp_path / f"{name}.png")
-    Image.new("1", (8000, 8000)).save(tmp_path / "huge.png")  # 64 megapixels.
-    page.resize((400, 500)).save(tmp_path / "whole.jpg")
-    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "script.png").write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9"
-    )
-    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    bad = "noise.png light.png dot.png huge.png half.jpg text.png script.png photo.heic"
-    bad = [*bad.split(), "missing.png", "x" * 300 + ".png"]
-    paths = [tmp_path / name for name in [*bad, "whole.jpg"]]
-    code, rows, said = predict(capsys, *paths, outputs=tmp_path)
+    paths = [*makers.write_bad_images(tmp_path), tmp_path / "page.jpg"]
+    page.save(paths[-1])
+    rows, code, said = predict(*paths)
     assert code == 1
-    assert [row[1:] for row in rows[:-1]] == [["-"] * 4] * len(bad)
-    assert rows[-1][1] == "3"
-    for path in paths[:-1]:
-        assert f"{path}: " in said
-    assert "64" not in said.split("huge.png: ")[1].split()[0]
+    assert [[*row.values()][1:] for row in rows[:-1]] == [["-"] * 6] * 15
+    assert rows[-1]["number"] == "3"
+    assert all(f"{path}: " in said for path in paths[:-1])
+    assert said.count("no ink stands out") == 6
     assert "Traceback" not in said
-    with Image.open(tmp_path / "your_digits.png") as picture:
-        assert picture.width >= 1200
 
 
-def test_a_name_cannot_split_or_colour_a_row(page, tmp_path, capsys):
+def test_a_name_cannot_split_or_colour_a_row(page, tmp_path, predict):
     page.save(tmp_path / "a\n\t\x1b[31m.png")
-    code, rows, _ = predict(capsys, tmp_path / "a\n\t\x1b[31m.png", outputs=tmp_path)
-    assert (code, len(rows), rows[0][1]) == (0, 1, "3")
-    assert rows[0][0].endswith("a\\n\\t\\x1b[31m.png")
+    rows, code, _ = predict(tmp_path / "a\n\t\x1b[31m.png")
+    assert (code, numbers(rows)) == (0, ["3"])
+    assert rows[0]["image"].endswith("a\\n\\t\\x1b[31m.png")
 
 
-def test_picture_shows_the_end_of_a_name_a_reason_and_a_frame(tmp_path):
-    """Forty at most, two a row; a page that is all white has a frame."""
-    white, blank = np.ones((40, 60), np.float32), np.zeros((28, 28), np.uint8)
-    sure = np.eye(10)[3]
-    good = "folder/with/a/long/name/seven.png", white, blank, "", sure
-    bad = "bad.png", white, blank, "no ink stands out", sure
-    letter = "A.png", white, blank, "", np.zeros(10)
-    axes = mnist.draw_readings([good, bad, letter]).axes
-    assert axes[0].get_title() == "...g/name/seven.png"
-    assert axes[0].get_frame_on() and not axes[1].get_frame_on()
-    assert axes[1].get_title() == "3  100.0%"
-    assert [patch.get_height() for patch in axes[2].patches] == sure.tolist()
-    assert axes[4].texts[0].get_text() == "no ink stands out"
-    assert not axes[5].patches
-    assert axes[7].get_title() == "?"
-    assert not any(patch.get_height() for patch in axes[8].patches)
-
-
-def test_folders_are_read_with_all_images_below_them(page, tmp_path, capsys):
+def test_folders_are_read_with_all_images_below_them(page, tmp_path, predict):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name in ("b.png", "a.PNG", "deep/c.jpg"):
         page.save(tmp_path / "in" / name)
     (tmp_path / "in" / "notes.txt").write_text("not an image, and not named as one")
     (tmp_path / "in" / "folder.png").mkdir()
-    _, rows, _ = predict(capsys, tmp_path / "in", outputs=tmp_path / "outputs")
-    assert [row[0].split("/")[-1] for row in rows] == ["a.PNG", "b.png", "c.jpg"]
+    rows, _, _ = predict(tmp_path / "in")
+    names = [row["image"].split("/")[-1] for row in rows]
+    assert names == ["a.PNG", "b.png", "c.jpg"]
     (tmp_path / "empty").mkdir()
-    code, rows, said = predict(capsys, tmp_path / "empty", outputs=tmp_path)
-    assert (code, rows[0][1]) == (1, "-")
+    picture = tmp_path / "outputs" / "your_digits.png"
+    before = picture.read_bytes()
+    rows, code, said = predict(tmp_path / "empty")
+    assert (code, numbers(rows)) == (1, ["-"])
     assert f"{tmp_path / 'empty' / '*'}: No such file or directory\n" in said
-    assert len(list(tmp_path.glob("*.png"))) == 0  # An earlier picture stays.
-
-
-def test_without_scipy_the_missing_package_is_named(
-    page, tmp_path, monkeypatch, capsys
-):
-    page.save(tmp_path / "page.png")
-    monkeypatch.setattr(mnist, "ndimage", None)
-    assert mnist.main(["--predict", str(tmp_path / "page.png")]) == 2
-    assert "pip install scipy" in capsys.readouterr().err
-
-
-def broken(model):
-    """The same network with a weight that is no number."""
-    weights = model.get_weights()
-    weights[0][...] = np.nan
-    copy = mnist.build_model()
-    copy.set_weights(weights)
-    return copy
-
-
-def test_what_is_no_network_for_digits_is_refused_in_a_sentence(tmp_path, capsys):
-    """Nothing, another file, other shapes, no probabilities, NaN, code, no digits."""
-    keras, layers = mnist.keras, mnist.layers
-    (good, known), start = mnist.load_network(NETWORK), keras.Input((28, 28, 1))
-    few, flat = known | {"means": known["means"][:3]}, layers.Flatten()
-    networks = {
-        "wide": keras.Sequential([keras.Input((32, 32, 1)), flat, layers.Dense(10)]),
-        "logits": keras.Sequential([start, *good.layers[:-1], layers.Dense(10)]),
-        "nan": broken(good),
-        "code": keras.Sequential([start, layers.Lambda(lambda x: x)]),
-        "three digits": good,
-        "no digits": good,
-    }
-    for name, network in networks.items():
-        network.save(path := tmp_path / f"{name}.keras")
-        if name != "no digits":
-            with zipfile.ZipFile(path, "a") as file, file.open("digits.npz", "w") as to:
-                np.savez(to, **(few if name == "three digits" else known))
-    (tmp_path / "text.keras").write_text("not a network")
-    for name in (*networks, "text", "missing"):
-        path = tmp_path / f"{name}.keras"
-        assert mnist.main(["--predict", "x.png", "--model", str(path)]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"error: {path}") and said.count("\n") == 1, name
-
-
-def test_predict_reads_with_the_network_in_outputs(page, trained, tmp_path, capsys):
-    page.save(tmp_path / "page.png")
-    read = ["--predict", str(tmp_path / "page.png"), "--outputs"]
-    for folder, network in (
-        (trained.folder, trained.folder),
-        (tmp_path, mnist.OUTPUTS),
-    ):
-        mnist.main([*read, str(folder)])
-        assert f"Network: {network / 'model.keras'}\n" in capsys.readouterr().err
-        (folder / "your_digits.png").unlink()
-
-
-def test_digits_on_synthetic_paper_are_read(subset, tmp_path, capsys):
-    """Most of them; how many exactly is for handwriting.py to measure."""
-    handwriting.write_pages(tmp_path, subset.test, 12)
-    _, rows, _ = predict(capsys, tmp_path, outputs=tmp_path / "outputs")
-    right = [row[0].split("/")[-1][0] == row[1] for row in rows]
-    assert len(right) == 12
-    assert sum(right) >= 11
-
-
-def test_what_is_no_single_digit_gets_a_question_mark(subset, tmp_path, capsys):
-    """Most letters and pairs of digits; how many exactly is for handwriting.py."""
-    for kind in ("letters", "pairs"):
-        (tmp_path / kind).mkdir()
-        handwriting.write_pages(tmp_path / kind, subset.test, 20)
-        code, rows, said = predict(capsys, tmp_path / kind, outputs=tmp_path)
-        unclear = [row for row in rows if row[1:] == ["?", "-", "-", "-"]]
-        assert code == 1 and len(unclear) >= 12
-        assert said.count("it looks like no single digit\n") == len(unclear)
-
-
-def test_one_validation_digit_in_200_is_strange(trained):
-    features = mnist.extract_features(trained.model, trained.validation.images)
-    known = mnist.describe_digits(trained.model, trained.validation)
-    answers, strangeness = mnist.recognize(trained.model, known, features)
-    expected = mnist.predict(trained.model, trained.validation.images)
-    assert np.allclose(answers, expected, atol=1e-6)
-    assert (strangeness > 1).mean() == pytest.approx(1 / 200, abs=1 / 240)
-
-
-def test_digits_of_14x14_pixels_are_read(subset):
-    model, _ = mnist.load_network(NETWORK)
-    images, labels = fields(subset.test[:100])
-    small = [Image.fromarray(255 - x).reduce(2) for x in images]
-    greys = [np.asarray(image, np.float32) / 255 for image in small]
-    answers = mnist.predict(model, np.stack([mnist.find_digit(x) for x in greys]))
-    assert (answers.argmax(axis=1) == labels).sum() >= 96
-
-
-def test_round_trip_of_mnist_changes_few_answers(subset):
-    """Images that are in MNIST's form already come through nearly unchanged."""
-    model, _ = mnist.load_network(NETWORK)
-    prepared = [
-        mnist.find_digit(image / np.float32(255)) for image in subset.test.images[:120]
-    ]
-    before = mnist.predict(model, subset.test.images[:120]).argmax(axis=1)
-    after = mnist.predict(model, np.stack(prepared)).argmax(axis=1)
-    assert (before != after).sum() <= 1
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    points=st.lists(
-        st.tuples(st.integers(20, 180), st.integers(20, 130)),
-        min_size=3,
-        max_size=6,
-        unique=True,
-    ),
-    width=st.integers(4, 14),
-    ink=st.integers(0, 120),
-)
-def test_prepared_digit_is_in_mnists_form(points, width, ink):
-    """Any stroke: background 0, a box of at most 20, its mass in the centre."""
-    image = Image.new("L", (200, 150), 230)
-    ImageDraw.Draw(image).line(points, fill=ink, width=width)
-    digit = mnist.find_digit(np.asarray(image, np.float32) / 255)
-    assert (digit.dtype, digit.shape) == (np.uint8, (28, 28))
-    rows, columns = np.nonzero(digit)
-    assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
-    assert digit.max() > 200
-    for axis in (0, 1):
-        mass = digit.sum(axis=1 - axis) @ np.arange(28) / digit.sum()
-        box = np.nonzero(digit.any(axis=1 - axis))[0]
-        at_border = box[0] == 0 or box[-1] == 27
-        assert abs(mass - 14) <= 0.55 or at_border
+    assert picture.read_bytes() == before
 
 
 @settings(deadline=None, max_examples=100)
@@ -306,7 +82,244 @@ def test_any_bytes_end_in_the_one_error_or_in_an_image(data, kept, tmp_path_fact
     path = tmp_path_factory.getbasetemp() / "fuzzed.png"
     path.write_bytes(file.getvalue()[:kept] + data)
     try:
-        grey = mnist.read_image(path)
+        grey, longest = mnist.read_image(path)
     except mnist.InputError:
         return
-    assert grey.ndim == 2
+    assert max(grey.shape) == longest
+
+
+# ---- One digit ------------------------------------------------------------------
+
+
+def test_light_strokes_and_edges_of_every_kind_do_no_harm(page, predict):
+    """A shadow on uneven light; strokes across a tight picture; pencil with grain."""
+    values = np.asarray(page, float) * np.linspace(1, 0.6, page.width)
+    values[:, 120:] *= 0.8
+    dim = Image.fromarray(values.astype(np.uint8))
+    tight = makers.draw((300, 400), 255, 0, 11, [(0, 12), (288, 12), (120, 399)])
+    grain = np.random.default_rng(0).normal(0, 4, (400, 320))
+    faint = np.asarray(page.resize((320, 400)), float) * 0.2 + 190 + grain
+    faint = Image.fromarray(faint.clip(0, 255).astype(np.uint8))
+    rows, _, _ = predict(dim, tight, faint)
+    assert numbers(rows) == ["3", "7", "3"]
+
+
+def test_digits_on_synthetic_paper_are_read(subset, predict):
+    """Most of them; how many exactly is for handwriting.py to measure."""
+    chance = np.random.default_rng(0)
+    images = handwriting.draw_images("paper", subset.test, 12, [], chance)
+    sheets, truth, _ = zip(*images)
+    rows, _, _ = predict(*sheets)
+    assert sum([row["number"]] == [*true] for row, true in zip(rows, truth)) >= 10
+
+
+def test_small_images_and_those_in_mnists_form_are_read(subset, predict):
+    """Of 14x14 pixels; and as they are: these come through nearly unchanged."""
+    images, labels = subset.test.images[:100], subset.test.labels[:100]
+    for make, least in ((lambda x: x, 99), (lambda x: 255 - x, 99), (makers.halve, 96)):
+        rows, _, _ = predict(*(Image.fromarray(make(image)) for image in images))
+        right = [row["number"] == str(label) for row, label in zip(rows, labels)]
+        assert (len(rows), sum(right) >= least) == (100, True)
+
+
+POINTS = st.tuples(st.integers(20, 180), st.integers(20, 130))
+
+
+@settings(deadline=None, max_examples=60)
+@given(points=st.lists(POINTS, min_size=3, unique=True), width=st.integers(4, 14))
+def test_fitted_digit_is_in_mnists_form(points, width):
+    """Any stroke: background 0, a box of 20, its mass in the centre."""
+    ink = np.asarray(makers.draw((200, 150), 0, 230, width, points), np.float32) / 255
+    digit = mnist.fit_digit(ink)
+    assert (digit.dtype, digit.shape) == (np.uint8, (28, 28))
+    rows, columns = np.nonzero(digit)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+    assert digit.max() > 200
+    for axis in (0, 1):
+        mass = digit.sum(axis=1 - axis) @ np.arange(28) / digit.sum()
+        box = np.nonzero(digit.any(axis=1 - axis))[0]
+        assert abs(mass - 14) <= 0.55 or box[0] == 0 or box[-1] == 27
+
+
+# ---- Pages ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", makers.PAGES)
+def test_every_number_is_read_in_order(name, subset, predict):
+    lines, difficulties = makers.PAGES[name]
+    chance = np.random.default_rng(9)  # This one's digits are legible.
+    image, truth = pages.draw_page(subset.test, lines, chance, **difficulties)
+    rows, code, _ = predict(image)
+    assert (numbers(rows), code) == (truth, 0)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("scale", [1, 8])
+def test_boxes_are_in_pixels_of_the_upright_picture(scale, turned, page, predict):
+    """However large it is: 3 and 33, their strokes from 50 to 110, and 40 to 152."""
+    sheet = Image.new("L", (560, 200), 225)
+    for left in (0, 240, 320):
+        sheet.paste(page.crop((40, 0, 120, 200)), (left + 40, 0))
+    sheet = sheet.resize((560 * scale, 200 * scale))
+    rows, _, _ = predict(makers.turn(sheet) if turned else sheet)
+    assert numbers(rows) == ["3", "33"]
+    boxes = [[int(row[name]) / scale for name in makers.COLUMNS[3:]] for row in rows]
+    for box, expected in zip(boxes, ([50, 40, 60, 112], [290, 40, 140, 112])):
+        assert box == pytest.approx(expected, abs=6)
+
+
+def test_confidence_of_a_number_is_the_product_of_its_digits(subset, tmp_path, predict):
+    chance = np.random.default_rng(1)
+    image, _ = pages.draw_page(subset.test, ["12 34567"], chance)
+    rows, _, _ = predict(image)
+    path = tmp_path / "image 0.png"
+    ((*_, found, _),) = mnist.read_files([path], *mnist.load_network(MODEL))
+    assert numbers(rows) == ["12", "34567"]
+    for row, digits in zip(rows, found):
+        product = np.prod(digits.confidence)
+        assert float(row["confidence"]) == pytest.approx(product, abs=1e-4)
+        assert product < digits.confidence.min() <= 1
+
+
+def test_digits_are_sorted_into_lines_and_at_wide_gaps_into_numbers():
+    """The lines slope by 0.2; a gap of half a height is none, one of a height is."""
+    digits = []
+    for line, gaps in enumerate(([20, 40, 20], [40, 20], [20])):
+        lefts = np.cumsum([0, *(gap + 20 for gap in gaps)])
+        digits += [makers.place(f"{line}", x, 70 * line + 0.2 * x) for x in lefts]
+    digits = np.concatenate(digits[::-1]).view(np.recarray)
+    read = ["".join(number.text) for number in mnist.sort_into_numbers(digits)]
+    assert read == ["00", "00", "1", "11", "22"]
+
+
+@pytest.mark.parametrize("pair", ["47", "52", "68"])
+def test_touching_digits_are_parted_or_unknown(pair, subset, predict):
+    """Never are they one sure digit."""
+    seeds = map(np.random.default_rng, range(6))
+    draws = [pages.draw_page(subset.test, ["~".join(pair)], s, size=60) for s in seeds]
+    rows, _, _ = predict(*(image for image, _ in draws))
+    assert numbers(rows).count(pair) >= 1
+    for row in (row for row in rows if row["number"] not in ("-", pair)):
+        assert "?" in row["number"] or float(row["confidence"]) < 0.9
+
+
+def test_the_pieces_of_a_digit_stay_together(predict):
+    """A five with a loose bar, an open four, and between them a one."""
+    strokes = [[(136, 64), (102, 66)], [(90, 70), (86, 108)], [(196, 70), (190, 168)]]
+    strokes += [[(286, 70), (268, 124), (320, 124)], [(332, 76), (326, 170)]]
+    image = makers.draw((420, 240), 220, 40, 9, *strokes)
+    ImageDraw.Draw(image).arc((64, 100, 130, 170), 230, 140, fill=40, width=9)
+    assert numbers(predict(image)[0]) == ["514"]
+
+
+def test_letters_scribbles_and_ruled_lines_are_unknown(subset, predict):
+    """Alone and in a number; left out beside numbers. They have no confidence."""
+    chance = np.random.default_rng(0)
+    letters = [pages.draw_page(subset.test, [c], chance)[0] for c in "FLNkrt"]
+    scribbles = [
+        makers.draw((200, 200), 225, 40, 6, [*map(tuple, points.tolist())])
+        for points in chance.integers(30, 170, (5, 14, 2))
+    ]
+    cover = pages.draw_rules((300, 400), [], 20, 30, pages.Difficulties(rules="lines"))
+    ruled = Image.fromarray(np.uint8(225 - 70 * cover))
+    among, _ = pages.draw_page(subset.test, ["27 81"], chance, margin=(2, 2), space=3)
+    among.paste(scribbles[1].resize((60, 60)), (among.width // 2 - 30, 100))
+    chance = np.random.default_rng(9)
+    within, _ = pages.draw_page(subset.test, ["27F9 314"], chance)
+    rows, code, _ = predict(*letters, *scribbles, ruled, among, within)
+    assert {*numbers(rows[:12])} <= {"?", "-"} and code == 1
+    assert numbers(rows[12:]) == ["27", "81", "27?9", "314"]
+    assert {float(row["confidence"]) for row in rows if "?" in row["number"]} == {0}
+
+
+def test_specks_and_what_reaches_in_from_outside_are_no_part_of_a_digit(page):
+    grey = np.asarray(page, np.float32) / 255
+    dirty = grey.copy()
+    dirty[20:23, 130:133] = dirty[170:172, 30:32] = dirty[:30, 66:76] = 0.2
+    found = [mnist.find_ink(g, 3.5) for g in (grey, dirty)]
+    clean, mask = (mnist.keep_one(ink, mask) for ink, _, mask in found)
+    assert clean.any() and (mask != clean).sum() < 0.02 * clean.sum()
+
+
+def test_what_is_no_digit_is_strange(trained, subset):
+    """One validation digit in 200 exceeds 1, and most that are no digits do."""
+    held_out, model = trained.validation, trained.model
+    known = mnist.describe_digits(model, held_out)
+    features = mnist.extract_features(model, held_out.images)
+    answers, strangeness = mnist.recognize(model, known, features)
+    assert np.allclose(answers, mnist.predict(model, held_out.images), atol=1e-6)
+    assert (strangeness > 1).mean() == pytest.approx(1 / 200, abs=1 / 240)
+    images, labels = makers.fields(subset.test)
+    points = np.random.default_rng(0).integers(16, 96, (60, 5, 2)).tolist()
+    drawn = (makers.draw((112, 112), 0, 255, 9, [*map(tuple, x)]) for x in points)
+    strokes = np.stack([stroke.reduce(4) for stroke in drawn])
+    mirrored = images[np.isin(labels, [4, 7])][:, :, ::-1]
+    model, known = mnist.load_network(MODEL)
+    cases = [(images, 0, 0.02), (strokes, 0.7, 1), (mirrored, 0.7, 1)]
+    for shapes, least, most in cases:
+        features = mnist.extract_features(model, shapes)
+        share = (mnist.recognize(model, known, features)[1] > 1).mean()
+        assert least <= share <= most
+
+
+# ---- The picture, the network, the instrument -----------------------------------
+
+
+def test_picture_shows_boxes_texts_and_what_the_network_saw():
+    """One digit has ten bars, a `?` a dashed box; a long name shows its end."""
+    grey = np.ones((40, 60), np.float32)
+    two = [makers.place("3", 30, 10), makers.place("?", 60, 20)]
+    for number in two:
+        number.box /= 120
+    readings = [
+        ("folder/with/a/name/that/is/much/too/long/seven.png", grey, 60, two[:1], ""),
+        ("two.png", grey, 120, two, ""),
+        ("bad.png", grey, 60, [], "no ink stands out"),
+    ]
+    axes = mnist.draw_readings(readings).axes
+    assert axes[0].get_title() == "...name/that/is/much/too/long/seven.png"
+    (bars,) = axes[1].child_axes
+    heights = [bar.get_height() for bar in bars.patches]
+    assert heights == two[0].probabilities[0].tolist()
+    assert axes[1].texts[0].get_text() == "3 75%"
+    assert [text.get_text() for text in axes[2].texts] == ["3", "?"]
+    assert [line.get_linestyle() for line in axes[2].lines] == ["-", "--"]
+    x, y = axes[2].lines[1].get_data()
+    frame = np.array([min(x), max(x), min(y), max(y)])
+    assert frame == pytest.approx(np.array([60, 80, 20, 60]) / 120)
+    assert axes[2].images[0].get_extent() == pytest.approx([0, 1, 2 / 3, 0])
+    assert not axes[3].child_axes
+    assert (axes[3].images[0].get_array() == 99).sum() == 2 * 28 * 28
+    assert axes[5].get_title() == "no ink stands out"
+
+
+def test_without_scipy_the_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "ndimage", None)
+    assert mnist.main(["--predict", "page.png"]) == 2
+    assert "pip install scipy" in capsys.readouterr().err
+
+
+def test_what_is_no_network_for_digits_is_refused_in_a_sentence(tmp_path, capsys):
+    """Nothing, another file, other shapes, no probabilities, NaN, code, no digits."""
+    makers.write_bad_networks(tmp_path, MODEL)
+    paths = [*tmp_path.iterdir(), tmp_path / "missing.keras"]
+    assert len(paths) == 8
+    for path in paths:
+        assert mnist.main(["--predict", "x.png", "--model", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {path}") and said.count("\n") == 1, path
+
+
+def test_predict_reads_with_the_network_in_outputs(page, trained, tmp_path, capsys):
+    page.save(tmp_path / "page.png")
+    read = ["--predict", str(tmp_path / "page.png"), "--outputs"]
+    for folder, network in ((trained.folder,) * 2, (tmp_path, mnist.OUTPUTS)):
+        mnist.main([*read, str(folder)])
+        assert f"Network: {network / 'model.keras'}\n" in capsys.readouterr().err
+        (folder / "your_digits.png").unlink()
+
+
+@pytest.mark.parametrize(("truth", "read", "errors"), makers.ANSWERS)
+def test_the_instrument_counts_errors(truth, read, errors):
+    rows = [{"number": number, "confidence": "0.95"} for number in read]
+    assert handwriting.score(truth, rows)["errors"] == errors

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C may: saved files are whole.
     sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")  # Ours stays.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ prints a screenful.
+    warnings.simplefilter("ignore")  # Pillow's of odd files, Matplotlib's of odd names.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.pop("MPLBACKEND", None)  # A notebook's, which may not be installed here.
 import keras
@@ -434,7 +436,7 @@ def draw_readings(readings: Sequence[tuple]) -> Figure:
             given.text(left, top, digit.text, color="C1", fontsize=8)
             y, x = 44 * (n // columns) + 15, 32 * (n % columns) + 2
             sheet[y : y + 28, x : x + 28] = digit.image
-            label = f"{digit.text} {digit.confidence:.0%}".removesuffix("? 0%") or "?"
+            label = digit.text + f" {digit.confidence:.0%}" * (digit.text != "?")
             seen.text(x + 14, y - 2, label, ha="center", fontsize=6)
         seen.imshow(sheet, cmap="gray", vmin=0, vmax=255)
         seen.set_title(problem[:60], fontsize=9, parse_math=False)
@@ -576,20 +578,20 @@ def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
 # ---- Own handwriting ----------------------------------------------------------------
 FORMATS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
-# In pixels: the most of a file; the sides to which an image is shrunk, to be read as a
-# single digit (what is smaller is nothing else), and twice as a page.
+# In pixels: the most that a file may have; the longest side of an image that is read as
+# one digit (all that smaller ones are read as), and those of one read as a page.
 MOST, ALONE, PAGE, LARGE = 60e6, 96, 400, 1280
 # This and what follows was tuned on photos, and on synthetic pages of held out digits.
 WINDOW = 71  # Wider than strokes; within it, paper is even.
-# The least ink: in noise of the paper, for one digit, on a page; in the darkest near.
+# The least ink: in noise of the paper, for one digit, on a page; in the darkest nearby.
 NOISE_ALONE, NOISE, LEVEL = 3.5, 7, 0.45
 REACHES = (0, 1, 2, 4)  # Ink at most twice as many pixels apart may be one digit.
 # What a reading costs beside its doubt: a `?`, a 1 (any stroke looks like one), joined
-# ink for each pixel of reach, strangeness.
+# ink for each pixel of reach and each joint, strangeness.
 UNKNOWN, ONE, JOINED, STRANGE = 4, 1, 0.6, 1.7
-STRICT, LENIENT = 0.82, 1.33  # How strange a digit may be: by itself, among digits.
+STRICT, LENIENT = 0.82, 1.5  # The strangeness of a `?`: in general, among digits.
 # What may be a digit: as in MNIST; left, top, right, bottom; height (a third of the
-# width, at least); how dark; what the network answers; what it is read as.
+# width, at least); how dark; what the network answers; what it is read as, how surely.
 DIGIT = [("image", np.uint8, (28, 28)), ("box", float, 4), ("height", float)]
 DIGIT += [("darkness", float), ("probabilities", float, 10), ("strangeness", float)]
 DIGIT += [("text", "U1"), ("confidence", float)]
@@ -635,7 +637,10 @@ def find_quantile(values: Array, share: float) -> Array:
 
 
 def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
-    """Find dark ink: the share that it takes of the paper's light, this, and a mask."""
+    """Find dark ink: the share of light that it takes, the paper's light, and a mask.
+
+    All three are a pixel wider than `grey` on each side.
+    """
     longest = max(grey.shape)
     calm = ndimage.gaussian_filter(np.pad(grey, 1, "edge"), min(0.8, longest / 120))
     size = min(WINDOW, int(longest / 2.5) | 1)
@@ -647,7 +652,7 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
     peak = ndimage.maximum_filter(find_quantile(ink, 0.985), WINDOW)
     least = np.maximum(noise * (base - low), LEVEL * np.maximum(peak, peak.max() / 2))
     mask = ink > np.maximum(least, 0.04)
-    mask[[0, -1]] = mask[:, [0, -1]] = False  # The padding: all ink is inside of it.
+    mask[[0, -1]] = mask[:, [0, -1]] = False
     return ink, paper, mask
 
 
@@ -662,11 +667,11 @@ def keep_one(ink: Array, mask: Array) -> Array:
 
 
 def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
-    """Propose what may be digits: a reach, a window, and masks in it of one or two.
+    """Propose pieces of ink: a reach, a window, one mask in it, or two of its halves.
 
-    Connected ink, whole and halved where it is broad; then joined with growing reach.
+    First connected ink, also cut in two where it is broad; then, joined from afar.
     """
-    known = set()
+    seen = set()
     for reach in reaches:
         near = ndimage.maximum_filter(mask, 2 * reach + 1)
         labels = ndimage.label(near, np.ones((3, 3)))[0] * mask
@@ -675,9 +680,9 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
             own = labels[window] == label
             height, width = np.array(own.shape) - 2
             key = str(window), own.sum()
-            if max(height, width) < 6 or key in known:
+            if max(height, width) < 6 or key in seen:
                 continue
-            known.add(key)
+            seen.add(key)
             yield reach, window, [own]
             if reach == 0 and width > 0.9 * height > 6:  # Where least ink is cut:
                 crossed = np.where(own, ink[window], 0).sum(axis=0)
@@ -688,7 +693,7 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
 
 
 def find_pieces(grey: Array, alone: bool = False) -> tuple[tuple, list, Digits]:
-    """Find dark ink that may be digits, or all of it one: shape, proposals, digits."""
+    """Find pieces of dark ink, or all as one: the mask's shape, proposals, digits."""
     ink, paper, mask = find_ink(grey, NOISE_ALONE if alone else NOISE)
     mask = keep_one(ink, mask) if alone else mask
     proposals = [*propose(ink, mask, (ALONE,) if alone else REACHES)]
@@ -748,7 +753,7 @@ def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
 
 
 def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
-    """Choose the reading of all ink that costs least; return select_digits of it."""
+    """Explain all ink by the pieces that cost least; return the score and these."""
     one, longest = digits.probabilities[:, 1] > 0.5, max(shape) - 2
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
     if longest < ALONE:
@@ -756,22 +761,23 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
     else:
         width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
         digits.strangeness *= np.where(one, 1.8, 1)
-        digits.strangeness += 9 * (width > 1.5 * height)
+        digits.strangeness += 9 * (width > 1.5 * height)  # No digit is so broad.
     unknown = digits.strangeness >= LENIENT
     costs = np.where(unknown, UNKNOWN, np.minimum(costs, UNKNOWN)) + ONE * one
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:
-        place, new = found[window], range(n, n := n + len(owns))
-        parts = [*({*place[np.logical_or.reduce(owns)].tolist()} - {-1})]
-        costs[new] += JOINED * reach * max(1, len(parts) - 1) * bool(parts)
-        if not parts or costs[new].sum() < costs[parts].sum():
+        place, new = found[window], range(n, n + len(owns))
+        parts = np.setdiff1d(place[np.logical_or.reduce(owns)], -1)
+        costs[new] += JOINED * reach * max(1, len(parts) - 1) * (len(parts) > 0)
+        if not len(parts) or costs[new].sum() < costs[parts].sum():
             for own, piece in zip(owns, new):
                 place[own] = piece
+        n += len(owns)
     return select_digits(digits[np.unique(found[found >= 0])], longest)
 
 
 def select_digits(digits: Digits, longest: int) -> tuple[float, Digits]:
-    """Select digits that are like most of the ink; tell how much speaks for them."""
+    """Drop what is unlike most of the ink; return the score, and what is left."""
     if not len(digits):
         return 0, digits
     worth = np.where(digits.probabilities[:, 1] > 0.5, 0.1, 1)
@@ -782,12 +788,12 @@ def select_digits(digits: Digits, longest: int) -> tuple[float, Digits]:
     # Dust, ruled lines and print are smaller or paler than half of the digits' ink.
     weights = np.where(known, worth, 1e-6) * digits.height * (digits.darkness + 1e-6)
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
-    share, dark = digits.height / usual(digits.height), usual(digits.darkness)
-    kept = (0.3 < share) & (share < 2.5) & (digits.darkness >= dark / 2)
+    kept = digits.height > 0.3 * usual(digits.height)
+    kept &= digits.darkness >= 0.5 * usual(digits.darkness)
     digits, worth, limit = digits[kept], worth[kept], LENIENT if company else STRICT
     known = digits.strangeness < limit
     digits.text = np.where(known, digits.probabilities.argmax(axis=1).astype(str), "?")
-    doubt = np.minimum(digits.strangeness / limit, 1) ** 4  # 1 where a `?` begins.
+    doubt = np.minimum(digits.strangeness / limit, 1) ** 4  # So that of a `?` is 0.
     digits.confidence = digits.probabilities.max(axis=1) * (1 - doubt)
     digits.box /= longest
     worth = np.where(known, worth, -1) * (digits.height / longest) ** 0.75
@@ -815,23 +821,24 @@ def look_at(file: Path) -> tuple[str, Array, int, list, str]:
         grey, longest = read_image(file)
     except InputError as error:
         return name, np.ones((28, 28), np.float32), 28, [], str(error)
-    small, paper = shrink(grey, 160), grey
-    if small.mean() < (small.min() + small.max()) / 2:
-        paper = 1 - grey  # Most of a picture is paper, and light.
-    looks = [find_pieces(shrink(paper, ALONE), alone=True)]
+    small = shrink(grey, 160)  # Most of it is paper, which is to be light.
+    page = 1 - grey if small.mean() < (small.min() + small.max()) / 2 else grey
+    looks = [find_pieces(shrink(page, ALONE), alone=True)]
     for side, least in ((PAGE, ALONE), (LARGE, PAGE + 1)):
         if max(grey.shape) >= least:  # Dark ink; then light ink, as on a blackboard.
-            seen = shrink(paper, side)
+            seen = shrink(page, side)
             looks += [find_pieces(seen), find_pieces(1 - seen)]
     return name, shrink(grey, 640), longest, looks, ""
 
 
 def read_page(looks: list) -> tuple[list[Digits], str]:
     """Read the numbers in the look for which most speaks; and the problem, if any."""
-    readings = [choose_digits(*look) for look in looks]
-    for n in range(2, len(looks), 2):  # Inside digits are light shapes of digits.
-        readings[n] = readings[n][0] - abs(readings[n - 1][0]) / 2, readings[n][1]
-    score, digits = max(readings, key=lambda r: (len(r[1]) > 0, r[0]))
+    scores, found = map(list, zip(*(choose_digits(*look) for look in looks)))
+    scores[0] *= 2  # What looks like one digit mostly is one.
+    for n in range(2, len(looks), 2):  # Light ink: holes in digits look like digits.
+        scores[n] -= abs(scores[n - 1]) / 2
+    best = max(range(len(looks)), key=lambda n: (len(found[n]) > 0, scores[n]))
+    score, digits = scores[best], found[best]
     if not len(digits):
         return [], "no ink stands out from the paper"
     if [*digits.text] == ["?"]:
@@ -846,20 +853,19 @@ def read_files(files: Sequence[Path], model: Model, known: dict) -> Iterator[tup
     """Read image files: name, grey image, longest side, numbers, problem of each."""
     for start in range(0, len(files), 32):  # In portions, so that memory stays flat.
         pages = [*map(look_at, files[start : start + 32])]
-        all_digits = [look[-1] for *_, looks, _ in pages for look in looks]
-        if any(map(len, all_digits)):
-            images = np.concatenate([digits.image for digits in all_digits])
+        digits = [digit for page in pages for *_, some in page[3] for digit in some]
+        if digits:
+            images = np.stack([digit.image for digit in digits])
             answers = recognize(model, known, extract_features(model, images))
-            ends = np.cumsum([*map(len, all_digits)])[:-1]
-            for digits, *answer in zip(all_digits, *map(np.split, answers, [ends] * 2)):
-                digits.probabilities, digits.strangeness = answer
+            for digit, *answer in zip(digits, *answers):
+                digit.probabilities, digit.strangeness = answer
         for name, grey, longest, looks, problem in pages:
             numbers, reason = ([], problem) if problem else read_page(looks)
             yield name, grey, longest, numbers, reason
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List the files in `paths`, the images in folders and below; FOLDER/* if none."""
+    """List the files in `paths`, the images in folders and below, or FOLDER/*."""
     files, suffixes = [], {*FORMATS, ".heic", ".heif"}  # A phone's, to be refused.
     for path in paths:
         inside = sorted(path.rglob("*")) if os.path.isdir(path) else []

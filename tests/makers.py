@@ -208,6 +208,7 @@ PAGES = {
     "squares": (LINES, {"rules": "squares"}),
     "boxes": (LINES, {"rules": "boxes", "gap": 0.4}),
     "specks": (LINES, {"specks": 12}),
+    "erased digits": (LINES, {"erased": 0.35, "pitch": 7}),
     "a shadow": (LINES, {"light": "shadow"}),
     "dark corners": (LINES, {"light": "vignette"}),
     "grain": (LINES, {"grain": 0.04}),

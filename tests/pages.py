@@ -42,6 +42,7 @@ class Difficulties:
     uneven: float = 0.0  # How far digits stand above or below, or differ in size.
     rules: str = ""  # One of RULES; "boxes" need a gap of at least .4.
     specks: int = 0
+    erased: float = 0.0  # How far the same, erased, is still to be seen between lines.
     ink: tuple = INKS[0]
     contrast: float = 0.9  # How far the ink covers the paper.
     inverted: bool = False  # White on black.
@@ -229,6 +230,9 @@ def draw_page(
     for ink, x, y in glyphs:
         part = cover[y : y + ink.shape[0], x : x + ink.shape[1]]
         np.maximum(part, ink, out=part)
+    between = round(page.pitch * page.size / 2)
+    erased = page.erased * np.roll(cover, between, axis=0)
+    cover = np.maximum(cover, erased)
     paper = chance.uniform(0.7, 1) - chance.uniform(0, 0.08, 3)
     values = paper + page.contrast * cover[..., None] * (page.ink - paper)
     values = 1 - values if page.inverted else values

@@ -656,14 +656,14 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
     return ink, paper, mask
 
 
-def keep_one(ink: Array, mask: Array) -> Array:
-    """Keep one digit's ink: no specks, and nothing that reaches in from outside."""
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    mass = np.append(0, ndimage.sum_labels(ink, parts, range(1, count + 1)))
+def clean_ink(ink: Array, mask: Array) -> Array:
+    """Clean one digit's mask: of specks, and of what reaches in from outside."""
+    pieces, count = ndimage.label(mask, np.ones((3, 3)))
+    mass = np.append(0, ndimage.sum_labels(ink, pieces, range(1, count + 1)))
     kept = mass > 0.05 * mass.max()
-    kept[np.concatenate([parts[1], parts[-2], parts[:, 1], parts[:, -2]])] = False
+    kept[np.concatenate([pieces[1], pieces[-2], pieces[:, 1], pieces[:, -2]])] = False
     kept[mass.argmax()] = True
-    return kept[parts] & mask
+    return kept[pieces] & mask
 
 
 def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
@@ -695,7 +695,7 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
 def find_pieces(grey: Array, alone: bool = False) -> tuple[tuple, list, Digits]:
     """Find pieces of dark ink, or all as one: the mask's shape, proposals, digits."""
     ink, paper, mask = find_ink(grey, NOISE_ALONE if alone else NOISE)
-    mask = keep_one(ink, mask) if alone else mask
+    mask = clean_ink(ink, mask) if alone else mask
     proposals = [*propose(ink, mask, (ALONE,) if alone else REACHES)]
     pieces = [(window, own) for _, window, owns in proposals for own in owns]
     digits = np.recarray(len(pieces), DIGIT)
@@ -766,12 +766,12 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
     costs = np.where(unknown, UNKNOWN, np.minimum(costs, UNKNOWN)) + ONE * one
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:
-        place, new = found[window], range(n, n + len(owns))
-        parts = np.setdiff1d(place[np.logical_or.reduce(owns)], -1)
-        costs[new] += JOINED * reach * max(1, len(parts) - 1) * (len(parts) > 0)
-        if not len(parts) or costs[new].sum() < costs[parts].sum():
+        region, new = found[window], range(n, n + len(owns))
+        replaced = np.setdiff1d(region[np.logical_or.reduce(owns)], -1)
+        costs[new] += JOINED * reach * max(1, len(replaced) - 1) * (len(replaced) > 0)
+        if not len(replaced) or costs[new].sum() < costs[replaced].sum():
             for own, piece in zip(owns, new):
-                place[own] = piece
+                region[own] = piece
         n += len(owns)
     return select_digits(digits[np.unique(found[found >= 0])], longest)
 
@@ -814,8 +814,8 @@ def sort_into_numbers(digits: Digits) -> list[Digits]:
     return [digits[number] for number in numbers]
 
 
-def look_at(file: Path) -> tuple[str, Array, int, list, str]:
-    """Look at a file: its name, grey image, longest side, looks, the problem if any."""
+def segment_file(file: Path) -> tuple[str, Array, int, list, str]:
+    """Segment a file: name, grey image, longest side, segmentations, problem if any."""
     name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(file))
     try:
         grey, longest = read_image(file)
@@ -823,21 +823,21 @@ def look_at(file: Path) -> tuple[str, Array, int, list, str]:
         return name, np.ones((28, 28), np.float32), 28, [], str(error)
     small = shrink(grey, 160)  # Most of it is paper, which is to be light.
     page = 1 - grey if small.mean() < (small.min() + small.max()) / 2 else grey
-    looks = [find_pieces(shrink(page, ALONE), alone=True)]
+    segmentations = [find_pieces(shrink(page, ALONE), alone=True)]
     for side, least in ((PAGE, ALONE), (LARGE, PAGE + 1)):
         if max(grey.shape) >= least:  # Dark ink; then light ink, as on a blackboard.
             seen = shrink(page, side)
-            looks += [find_pieces(seen), find_pieces(1 - seen)]
-    return name, shrink(grey, 640), longest, looks, ""
+            segmentations += [find_pieces(seen), find_pieces(1 - seen)]
+    return name, shrink(grey, 640), longest, segmentations, ""
 
 
-def read_page(looks: list) -> tuple[list[Digits], str]:
-    """Read the numbers in the look for which most speaks; and the problem, if any."""
-    scores, found = map(list, zip(*(choose_digits(*look) for look in looks)))
+def read_page(segmentations: list) -> tuple[list[Digits], str]:
+    """Read the numbers in the likeliest segmentation; return a problem, if any."""
+    scores, found = map(list, zip(*(choose_digits(*one) for one in segmentations)))
     scores[0] *= 2  # What looks like one digit mostly is one.
-    for n in range(2, len(looks), 2):  # Light ink: holes in digits look like digits.
+    for n in range(2, len(segmentations), 2):  # Light ink, or mere holes.
         scores[n] -= abs(scores[n - 1]) / 2
-    best = max(range(len(looks)), key=lambda n: (len(found[n]) > 0, scores[n]))
+    best = max(range(len(segmentations)), key=lambda n: (len(found[n]) > 0, scores[n]))
     score, digits = scores[best], found[best]
     if not len(digits):
         return [], "no ink stands out from the paper"
@@ -852,15 +852,15 @@ def read_page(looks: list) -> tuple[list[Digits], str]:
 def read_files(files: Sequence[Path], model: Model, known: dict) -> Iterator[tuple]:
     """Read image files: name, grey image, longest side, numbers, problem of each."""
     for start in range(0, len(files), 32):  # In portions, so that memory stays flat.
-        pages = [*map(look_at, files[start : start + 32])]
+        pages = [*map(segment_file, files[start : start + 32])]
         digits = [digit for page in pages for *_, some in page[3] for digit in some]
         if digits:
             images = np.stack([digit.image for digit in digits])
             answers = recognize(model, known, extract_features(model, images))
             for digit, *answer in zip(digits, *answers):
                 digit.probabilities, digit.strangeness = answer
-        for name, grey, longest, looks, problem in pages:
-            numbers, reason = ([], problem) if problem else read_page(looks)
+        for name, grey, longest, segmentations, problem in pages:
+            numbers, reason = ([], problem) if problem else read_page(segmentations)
             yield name, grey, longest, numbers, reason
 
 

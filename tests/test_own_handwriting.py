@@ -237,7 +237,7 @@ def test_specks_and_what_reaches_in_from_outside_are_no_part_of_a_digit(page):
     dirty = grey.copy()
     dirty[20:23, 130:133] = dirty[170:172, 30:32] = dirty[:30, 66:76] = 0.2
     found = [mnist.find_ink(g, 3.5) for g in (grey, dirty)]
-    clean, mask = (mnist.keep_one(ink, mask) for ink, _, mask in found)
+    clean, mask = (mnist.clean_ink(ink, mask) for ink, _, mask in found)
     assert clean.any() and (mask != clean).sum() < 0.02 * clean.sum()
 
 

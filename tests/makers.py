@@ -239,6 +239,19 @@ def place(text, left, top):
     return np.array([row], mnist.DIGIT).view(np.recarray)
 
 
+def draw_zigzags(count, chance):
+    """Strokes of five random points, white on black, uint8 (count, 28, 28)."""
+    points = chance.integers(16, 96, (count, 5, 2)).tolist()
+    drawn = (draw((112, 112), 0, 255, 9, [*map(tuple, x)]) for x in points)
+    return np.stack([stroke.reduce(4) for stroke in drawn])
+
+
+def draw_scribbles(count, chance):
+    """Pictures of fourteen random points, joined."""
+    points = chance.integers(30, 170, (count, 14, 2)).tolist()
+    return [draw((200, 200), 225, 40, 6, [*map(tuple, x)]) for x in points]
+
+
 def numbers(rows):
     """The numbers of the rows, in order."""
     return [row["number"] for row in rows]

@@ -216,10 +216,7 @@ def test_letters_scribbles_and_ruled_lines_are_unknown(subset, predict):
     """Alone and in a number; left out beside numbers. They have no confidence."""
     chance = np.random.default_rng(0)
     letters = [pages.draw_page(subset.test, [c], chance)[0] for c in "FLNkrt"]
-    scribbles = [
-        makers.draw((200, 200), 225, 40, 6, [*map(tuple, points.tolist())])
-        for points in chance.integers(30, 170, (5, 14, 2))
-    ]
+    scribbles = makers.draw_scribbles(5, chance)
     cover = pages.draw_rules((300, 400), [], 20, 30, pages.Difficulties(rules="lines"))
     ruled = Image.fromarray(np.uint8(225 - 70 * cover))
     among, _ = pages.draw_page(subset.test, ["27 81"], chance, margin=(2, 2), space=3)
@@ -250,9 +247,7 @@ def test_what_is_no_digit_is_strange(trained, subset):
     assert np.allclose(answers, mnist.predict(model, held_out.images), atol=1e-6)
     assert (strangeness > 1).mean() == pytest.approx(1 / 200, abs=1 / 240)
     images, labels = makers.fields(subset.test)
-    points = np.random.default_rng(0).integers(16, 96, (60, 5, 2)).tolist()
-    drawn = (makers.draw((112, 112), 0, 255, 9, [*map(tuple, x)]) for x in points)
-    strokes = np.stack([stroke.reduce(4) for stroke in drawn])
+    strokes = makers.draw_zigzags(60, np.random.default_rng(0))
     mirrored = images[np.isin(labels, [4, 7])][:, :, ::-1]
     model, known = mnist.load_network(MODEL)
     cases = [(images, 0, 0.02), (strokes, 0.7, 1), (mirrored, 0.7, 1)]

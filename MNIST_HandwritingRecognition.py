@@ -578,40 +578,43 @@ def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
 # ---- Own handwriting ----------------------------------------------------------------
 FORMATS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
-# In pixels: the most that a file may have; the longest side of an image that is read as
-# one digit (all that smaller ones are read as), and those of one read as a page.
-MOST, ALONE, PAGE, LARGE = 60e6, 96, 400, 1280
+# In pixels: the most that a file may have; images with shorter sides hold one digit.
+MOST, TINY = 60e6, 96
 # This and what follows was tuned on photos, and on synthetic pages of held out digits.
+# Images with a side longer than the first are searched for ink shrunk to the second;
+# ink is so many times as dark as the noise of the paper.
+SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, 1280, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
-# The least ink: in noise of the paper, for one digit, on a page; in the darkest nearby.
-NOISE_ALONE, NOISE, LEVEL = 3.5, 7, 0.45
+LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
 REACHES = (0, 1, 2, 4)  # Ink at most twice as many pixels apart may be one digit.
 # What a reading costs beside its doubt: a `?`, a 1 (any stroke looks like one), joined
 # ink for each pixel of reach and each joint, strangeness.
 UNKNOWN, ONE, JOINED, STRANGE = 4, 1, 0.6, 1.7
 STRICT, LENIENT = 0.82, 1.5  # The strangeness of a `?`: in general, among digits.
-# What may be a digit: as in MNIST; left, top, right, bottom; height (a third of the
-# width, at least); how dark; what the network answers; what it is read as, how surely.
+# What may be a digit: as in MNIST; left, top, right, bottom, and height (a third of the
+# width, at least) as shares of the image's longest side; how many sides of the image it
+# touches; how dark; what the network answers; what it is read as, how surely.
 DIGIT = [("image", np.uint8, (28, 28)), ("box", float, 4), ("height", float)]
-DIGIT += [("darkness", float), ("probabilities", float, 10), ("strangeness", float)]
-DIGIT += [("text", "U1"), ("confidence", float)]
+DIGIT += [("touches", int), ("darkness", float), ("probabilities", float, 10)]
+DIGIT += [("strangeness", float), ("text", "U1"), ("confidence", float)]
 
 
 def read_image(path: Path) -> tuple[Array, int]:
     """Read a file as grey, float32 (height, width), 0 to 1, and its longest side."""
+    largest = SIZES[-1][1:2] * 2
     try:
         with Image.open(path, formats=sorted({*FORMATS.values()})) as opened:
             if opened.width * opened.height > MOST:
                 raise ValueError(f"it has more than {MOST:,.0f} pixels")
             longest = max(opened.size)
-            opened.draft("RGB", (LARGE, LARGE))  # JPEG: decode no more than is needed.
+            opened.draft("RGB", largest)  # JPEG: decode no more than is needed.
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
             values = np.nan_to_num(np.asarray(image, np.float32))
             values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
             image = Image.fromarray(values.astype(np.uint8))
         image = image.convert("RGBA" if image.has_transparency_data else "L")
-        image.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
+        image.thumbnail(largest, Image.Resampling.BOX)
         if image.mode == "RGBA":  # On white or on black: where more is to be seen.
             papers = [Image.new("RGBA", image.size, p) for p in ("white", "black")]
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
@@ -619,13 +622,6 @@ def read_image(path: Path) -> tuple[Array, int]:
     except Exception as error:  # A damaged file can raise almost anything.
         raise InputError(getattr(error, "strerror", None) or str(error)) from error
     return np.asarray(image, np.float32) / 255, longest
-
-
-def shrink(grey: Array, side: int) -> Array:
-    """Average an image (height, width) down until no side is longer than `side`."""
-    image = Image.fromarray(grey)
-    image.thumbnail((side, side), Image.Resampling.BOX)
-    return np.asarray(image)
 
 
 def find_quantile(values: Array, share: float) -> Array:
@@ -656,16 +652,6 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
     return ink, paper, mask
 
 
-def clean_ink(ink: Array, mask: Array) -> Array:
-    """Clean one digit's mask: of specks, and of what reaches in from outside."""
-    pieces, count = ndimage.label(mask, np.ones((3, 3)))
-    mass = np.append(0, ndimage.sum_labels(ink, pieces, range(1, count + 1)))
-    kept = mass > 0.05 * mass.max()
-    kept[np.concatenate([pieces[1], pieces[-2], pieces[:, 1], pieces[:, -2]])] = False
-    kept[mass.argmax()] = True
-    return kept[pieces] & mask
-
-
 def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
     """Propose pieces of ink: a reach, a window, one mask in it, or two of its halves.
 
@@ -692,11 +678,12 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
                 yield reach, window, [own & left, own & ~left]
 
 
-def find_pieces(grey: Array, alone: bool = False) -> tuple[tuple, list, Digits]:
-    """Find pieces of dark ink, or all as one: the mask's shape, proposals, digits."""
-    ink, paper, mask = find_ink(grey, NOISE_ALONE if alone else NOISE)
-    mask = clean_ink(ink, mask) if alone else mask
-    proposals = [*propose(ink, mask, (ALONE,) if alone else REACHES)]
+def find_pieces(grey: Array, noise: float) -> tuple[tuple, list, Digits]:
+    """Find pieces of dark ink: the mask's shape, proposals, and their digits."""
+    ink, paper, mask = find_ink(grey, noise)
+    longest, sides = max(grey.shape), (0, 0, *grey.shape[::-1])
+    reaches = (*REACHES, TINY) if longest < TINY else REACHES
+    proposals = [*propose(ink, mask, reaches)]
     pieces = [(window, own) for _, window, owns in proposals for own in owns]
     digits = np.recarray(len(pieces), DIGIT)
     for digit, (window, own) in zip(digits, pieces):
@@ -704,8 +691,9 @@ def find_pieces(grey: Array, alone: bool = False) -> tuple[tuple, list, Digits]:
         near = ndimage.maximum_filter(own, 3)  # With the edge of the strokes.
         digit.image = fit_digit(np.where(near, values, 0) / values[own].max())
         ends = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-        digit.box = ends + [window[1].start - 1, window[0].start - 1] * 2
-        digit.height = max(np.ptp(y) + 1, (np.ptp(x) + 1) / 3)
+        ends += [window[1].start - 1, window[0].start - 1] * 2
+        digit.box, digit.touches = ends / longest, (abs(ends - sides) < 2).sum()
+        digit.height = max(np.ptp(y) + 1, (np.ptp(x) + 1) / 3) / longest
         digit.darkness = values[own].max() * paper[window].min()
     return mask.shape, proposals, digits
 
@@ -754,50 +742,50 @@ def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
 
 def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
     """Explain all ink by the pieces that cost least; return the score and these."""
-    one, longest = digits.probabilities[:, 1] > 0.5, max(shape) - 2
+    one, tiny = digits.probabilities[:, 1] > 0.5, max(shape) - 2 < TINY
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
-    if longest < ALONE:
+    if tiny:
         digits.strangeness /= 3  # Of such images little but a digit is to be expected.
     else:
         width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
         digits.strangeness *= np.where(one, 1.8, 1)
-        digits.strangeness += 9 * (width > 1.5 * height)  # No digit is so broad.
+        digits.strangeness += 9 * (width > 1.6 * height)  # No digit is so broad.
     unknown = digits.strangeness >= LENIENT
     costs = np.where(unknown, UNKNOWN, np.minimum(costs, UNKNOWN)) + ONE * one
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:
         region, new = found[window], range(n, n + len(owns))
         replaced = np.setdiff1d(region[np.logical_or.reduce(owns)], -1)
-        costs[new] += JOINED * reach * max(1, len(replaced) - 1) * (len(replaced) > 0)
+        if len(replaced) and not tiny:
+            costs[new] += JOINED * reach * max(1, len(replaced) - 1)
         if not len(replaced) or costs[new].sum() < costs[replaced].sum():
             for own, piece in zip(owns, new):
                 region[own] = piece
         n += len(owns)
-    return select_digits(digits[np.unique(found[found >= 0])], longest)
+    return select_digits(digits[np.unique(found[found >= 0])])
 
 
-def select_digits(digits: Digits, longest: int) -> tuple[float, Digits]:
+def select_digits(digits: Digits) -> tuple[float, Digits]:
     """Drop what is unlike most of the ink; return the score, and what is left."""
     if not len(digits):
         return 0, digits
-    worth = np.where(digits.probabilities[:, 1] > 0.5, 0.1, 1)
     known = digits.strangeness < LENIENT
+    worth = np.where(digits.probabilities[:, 1] > 0.5, 0.1, 1)
     # Among digits, a stranger one is a digit, too.
-    odd = ~known & (digits.height > np.median(digits.height) / 2)
-    company = (known & (worth == 1)).sum() >= max(3, 2 * odd.sum())
-    # Dust, ruled lines and print are smaller or paler than half of the digits' ink.
+    company = worth[known].sum() > max(2, 2 * (~known).sum())
+    # Dust and print are much smaller or paler than most digits; tables and ruled lines
+    # touch several sides of the image.
     weights = np.where(known, worth, 1e-6) * digits.height * (digits.darkness + 1e-6)
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
-    kept = digits.height > 0.3 * usual(digits.height)
+    kept = (digits.touches < 2) | (digits.touches.min() > 1)
+    kept &= digits.height > 0.3 * usual(digits.height)
     kept &= digits.darkness >= 0.5 * usual(digits.darkness)
     digits, worth, limit = digits[kept], worth[kept], LENIENT if company else STRICT
     known = digits.strangeness < limit
     digits.text = np.where(known, digits.probabilities.argmax(axis=1).astype(str), "?")
     doubt = np.minimum(digits.strangeness / limit, 1) ** 4  # So that of a `?` is 0.
     digits.confidence = digits.probabilities.max(axis=1) * (1 - doubt)
-    digits.box /= longest
-    worth = np.where(known, worth, -1) * (digits.height / longest) ** 0.75
-    return (worth * digits.darkness).sum(), digits
+    return (np.where(known, worth, -1) * digits.height * digits.darkness).sum(), digits
 
 
 def sort_into_numbers(digits: Digits) -> list[Digits]:
@@ -814,37 +802,31 @@ def sort_into_numbers(digits: Digits) -> list[Digits]:
     return [digits[number] for number in numbers]
 
 
-def segment_file(file: Path) -> tuple[str, Array, int, list, str]:
-    """Segment a file: name, grey image, longest side, segmentations, problem if any."""
-    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(file))
-    try:
-        grey, longest = read_image(file)
-    except InputError as error:
-        return name, np.ones((28, 28), np.float32), 28, [], str(error)
-    small = shrink(grey, 160)  # Most of it is paper, which is to be light.
-    page = 1 - grey if small.mean() < (small.min() + small.max()) / 2 else grey
-    segmentations = [find_pieces(shrink(page, ALONE), alone=True)]
-    for side, least in ((PAGE, ALONE), (LARGE, PAGE + 1)):
-        if max(grey.shape) >= least:  # Dark ink; then light ink, as on a blackboard.
-            seen = shrink(page, side)
-            segmentations += [find_pieces(seen), find_pieces(1 - seen)]
-    return name, shrink(grey, 640), longest, segmentations, ""
+def segment(grey: Array) -> list[tuple]:
+    """Segment an image in each size: its dark ink; then, as on a blackboard, light."""
+    page = 1 - grey if grey.mean() < (grey.min() + grey.max()) / 2 else grey
+    found = []
+    for longer, side, noise in SIZES:
+        if max(grey.shape) > longer:
+            image = Image.fromarray(page)
+            image.thumbnail((side, side), Image.Resampling.BOX)
+            found += [find_pieces(np.asarray(image), noise)]
+            if max(grey.shape) >= TINY:
+                found += [find_pieces(1 - np.asarray(image), noise)]
+    return found
 
 
 def read_page(segmentations: list) -> tuple[list[Digits], str]:
     """Read the numbers in the likeliest segmentation; return a problem, if any."""
     scores, found = map(list, zip(*(choose_digits(*one) for one in segmentations)))
-    scores[0] *= 2  # What looks like one digit mostly is one.
-    for n in range(2, len(segmentations), 2):  # Light ink, or mere holes.
+    for n in range(1, len(segmentations), 2):  # Light ink, or mere holes.
         scores[n] -= abs(scores[n - 1]) / 2
     best = max(range(len(segmentations)), key=lambda n: (len(found[n]) > 0, scores[n]))
     score, digits = scores[best], found[best]
     if not len(digits):
         return [], "no ink stands out from the paper"
-    if [*digits.text] == ["?"]:
-        return [digits], "it looks like no digit"
     if score <= 0:
-        return [], "little on it looks like a digit"
+        return [digits] * ([*digits.text] == ["?"]), "its ink looks like no digit"
     numbers = sort_into_numbers(digits)
     return [number for number in numbers if {*number.text} != {"?"}], ""
 
@@ -852,15 +834,22 @@ def read_page(segmentations: list) -> tuple[list[Digits], str]:
 def read_files(files: Sequence[Path], model: Model, known: dict) -> Iterator[tuple]:
     """Read image files: name, grey image, longest side, numbers, problem of each."""
     for start in range(0, len(files), 32):  # In portions, so that memory stays flat.
-        pages = [*map(segment_file, files[start : start + 32])]
+        pages = []
+        for file in files[start : start + 32]:
+            try:
+                grey, longest = read_image(file)
+                pages.append((file, grey, longest, segment(grey), ""))
+            except InputError as error:
+                pages.append((file, np.ones((28, 28)), 28, [], str(error)))
         digits = [digit for page in pages for *_, some in page[3] for digit in some]
         if digits:
             images = np.stack([digit.image for digit in digits])
             answers = recognize(model, known, extract_features(model, images))
             for digit, *answer in zip(digits, *answers):
                 digit.probabilities, digit.strangeness = answer
-        for name, grey, longest, segmentations, problem in pages:
+        for file, grey, longest, segmentations, problem in pages:
             numbers, reason = ([], problem) if problem else read_page(segmentations)
+            name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(file))
             yield name, grey, longest, numbers, reason
 
 

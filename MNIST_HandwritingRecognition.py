@@ -578,12 +578,13 @@ def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
 # ---- Own handwriting ----------------------------------------------------------------
 FORMATS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
-# In pixels: the most that a file may have; images with shorter sides hold one digit.
-MOST, TINY = 60e6, 96
+# In pixels: the most that a file may have; the sides below which an image is taken to
+# hold one digit; and above which it is shrunk.
+MOST, TINY, LARGE = 60e6, 96, 1280
 # This and what follows was tuned on photos, and on synthetic pages of held out digits.
-# Images with a side longer than the first are searched for ink shrunk to the second;
-# ink is so many times as dark as the noise of the paper.
-SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, 1280, 7)]
+# An image with a side longer than the first is shrunk to the second, and searched for
+# ink that is darker than the noise of the paper by the third, a factor.
+SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
 LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
 REACHES = (0, 1, 2, 4)  # Ink at most twice as many pixels apart may be one digit.
@@ -601,20 +602,19 @@ DIGIT += [("strangeness", float), ("text", "U1"), ("confidence", float)]
 
 def read_image(path: Path) -> tuple[Array, int]:
     """Read a file as grey, float32 (height, width), 0 to 1, and its longest side."""
-    largest = SIZES[-1][1:2] * 2
     try:
         with Image.open(path, formats=sorted({*FORMATS.values()})) as opened:
             if opened.width * opened.height > MOST:
                 raise ValueError(f"it has more than {MOST:,.0f} pixels")
             longest = max(opened.size)
-            opened.draft("RGB", largest)  # JPEG: decode no more than is needed.
+            opened.draft("RGB", (LARGE, LARGE))  # JPEG: decode no more than is needed.
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
             values = np.nan_to_num(np.asarray(image, np.float32))
             values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
             image = Image.fromarray(values.astype(np.uint8))
         image = image.convert("RGBA" if image.has_transparency_data else "L")
-        image.thumbnail(largest, Image.Resampling.BOX)
+        image.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
         if image.mode == "RGBA":  # On white or on black: where more is to be seen.
             papers = [Image.new("RGBA", image.size, p) for p in ("white", "black")]
             seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
@@ -743,15 +743,13 @@ def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
 def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
     """Explain all ink by the pieces that cost least; return the score and these."""
     one, tiny = digits.probabilities[:, 1] > 0.5, max(shape) - 2 < TINY
-    costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
-    if tiny:
-        digits.strangeness /= 3  # Of such images little but a digit is to be expected.
-    else:
+    if not tiny:
         width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
         digits.strangeness *= np.where(one, 1.8, 1)
         digits.strangeness += 9 * (width > 1.6 * height)  # No digit is so broad.
-    unknown = digits.strangeness >= LENIENT
-    costs = np.where(unknown, UNKNOWN, np.minimum(costs, UNKNOWN)) + ONE * one
+    costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
+    costs = np.minimum(costs, UNKNOWN) + ONE * one
+    digits.strangeness /= 3 if tiny else 1  # What is no digit is rare there.
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:
         region, new = found[window], range(n, n + len(owns))
@@ -774,7 +772,7 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
     # Among digits, a stranger one is a digit, too.
     company = worth[known].sum() > max(2, 2 * (~known).sum())
     # Dust and print are much smaller or paler than most digits; tables and ruled lines
-    # touch several sides of the image.
+    # reach from side to side.
     weights = np.where(known, worth, 1e-6) * digits.height * (digits.darkness + 1e-6)
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
     kept = (digits.touches < 2) | (digits.touches.min() > 1)
@@ -868,11 +866,9 @@ def load_network(path: Path) -> tuple[Model, dict[str, Array]]:
     with contextlib.suppress(Exception):  # Keras's own message is long, and no help.
         model = keras.saving.load_model(path, compile=False)
         known = dict(np.load(zipfile.Path(path, "digits.npz").open("rb")))
-        blank = np.zeros((1, 28, 28), np.uint8)
-        answer, _ = recognize(model, known, extract_features(model, blank))
-        arrays = [*model.get_weights(), known["means"][range(10)], known["whitening"]]
-        finite = all(np.isfinite(array).all() for array in arrays)
-        if finite and answer.shape == (1, 10) and abs(answer.sum() - 1) < 1e-3:
+        images = np.zeros((1, 28, 28), np.uint8)
+        answers, _ = recognize(model, known, extract_features(model, images))
+        if len(known["means"]) == answers.size == 10 and abs(answers.sum() - 1) < 1e-3:
             return model, known
     raise InputError(f"{path} is no network that this script's training wrote.")
 

@@ -252,10 +252,10 @@ def extract_features(model: Model, images: Array, shifts: Sequence = SHIFTS) -> 
     # A shift can change what strides and pooling see (Zhang 2019, arXiv:1904.11486).
     body, features = Model(model.inputs[0], model.layers[-2].output), []
     corners = [(1 + y, 1 + x) for y in shifts for x in shifts]
-    for start in range(0, len(images), 500):
-        wide = np.pad(images[start : start + 500], ((0, 0), (1, 1), (1, 1)))
-        views = [normalize(wide[:, y : y + 28, x : x + 28]) for y, x in corners]
-        features.append(sum(map(body, views)) / len(views))
+    for start in range(0, len(images), 100):
+        wide = np.pad(images[start : start + 100], ((0, 0), (1, 1), (1, 1)))
+        views = np.concatenate([wide[:, y : y + 28, x : x + 28] for y, x in corners])
+        features.append(np.mean(np.split(body(normalize(views)), len(corners)), axis=0))
     return np.concatenate(features)
 
 
@@ -660,7 +660,8 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
     seen = set()
     for reach in reaches:
         near = ndimage.maximum_filter(mask, 2 * reach + 1)
-        labels = ndimage.label(near, np.ones((3, 3)))[0] * mask
+        labels, count = ndimage.label(near, np.ones((3, 3)))
+        labels *= mask
         for label, inner in enumerate(ndimage.find_objects(labels), 1):
             window = tuple(slice(side.start - 1, side.stop + 1) for side in inner)
             own = labels[window] == label
@@ -676,6 +677,8 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
                 fifth = width // 5 + 1
                 left = np.arange(width + 2) < fifth + crossed[fifth:-fifth].argmin()
                 yield reach, window, [own & left, own & ~left]
+        if count == 1:
+            break  # Nothing is left to join.
 
 
 def find_pieces(grey: Array, noise: float) -> tuple[tuple, list, Digits]:

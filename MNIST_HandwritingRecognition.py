@@ -588,8 +588,8 @@ SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
 LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
 REACHES = (0, 1, 2, 4)  # Ink at most twice as many pixels apart may be one digit.
-# What a reading costs beside its doubt: a `?`, a 1 (any stroke looks like one), joined
-# ink for each pixel of reach and each joint, strangeness.
+# What a reading costs beside its doubt: a `?`; a 1 (any stroke looks like one), and any
+# digit of a tiny image; joined ink for each pixel of reach and each joint; strangeness.
 UNKNOWN, ONE, JOINED, STRANGE = 4, 1, 0.6, 1.7
 STRICT, LENIENT = 0.82, 1.5  # The strangeness of a `?`: in general, among digits.
 # What may be a digit: as in MNIST; left, top, right, bottom, and height (a third of the
@@ -751,7 +751,7 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
         digits.strangeness *= np.where(one, 1.8, 1)
         digits.strangeness += 9 * (width > 1.6 * height)  # No digit is so broad.
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
-    costs = np.minimum(costs, UNKNOWN) + ONE * one
+    costs = np.minimum(costs, UNKNOWN) + ONE * (one | tiny)
     digits.strangeness /= 3 if tiny else 1  # What is no digit is rare there.
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:

@@ -822,13 +822,12 @@ def read_page(segmentations: list) -> tuple[list[Digits], str]:
     scores, found = map(list, zip(*(choose_digits(*one) for one in segmentations)))
     for n in range(1, len(segmentations), 2):  # Light ink, or mere holes.
         scores[n] -= abs(scores[n - 1]) / 2
-    best = max(range(len(segmentations)), key=lambda n: (len(found[n]) > 0, scores[n]))
-    score, digits = scores[best], found[best]
-    if not len(digits):
+    if not any(map(len, found)):
         return [], "no ink stands out from the paper"
-    if score <= 0:
+    if max(scores) <= 0:  # A lone `?` is shown: the ink that is least like a digit.
+        digits = found[::2][np.argmin(scores[::2])]
         return [digits] * ([*digits.text] == ["?"]), "its ink looks like no digit"
-    numbers = sort_into_numbers(digits)
+    numbers = sort_into_numbers(found[np.argmax(scores)])
     return [number for number in numbers if {*number.text} != {"?"}], ""
 
 

@@ -578,20 +578,21 @@ def load_from_index(copy: Path) -> tuple[Examples, Examples, dict]:
 # ---- Own handwriting ----------------------------------------------------------------
 FORMATS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
-# In pixels: the most that a file may have; the sides below which an image is taken to
-# hold one digit; and above which it is shrunk.
+# In pixels: the most that a file may have in all; the longest side below which an image
+# probably holds one digit, and the one above which it is shrunk.
 MOST, TINY, LARGE = 60e6, 96, 1280
 # This and what follows was tuned on photos, and on synthetic pages of held out digits.
-# An image with a side longer than the first is shrunk to the second, and searched for
-# ink that is darker than the noise of the paper by the third, a factor.
+# For each row: images with a side longer than the first are shrunk to the second, where
+# ink is darker than the third times the noise of the paper.
 SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
 LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
 REACHES = (0, 1, 2, 4)  # Ink at most twice as many pixels apart may be one digit.
-# What a reading costs beside its doubt: a `?`; a 1 (any stroke looks like one), and any
-# digit of a tiny image; joined ink for each pixel of reach and each joint; strangeness.
-UNKNOWN, ONE, JOINED, STRANGE = 4, 1, 0.6, 1.7
-STRICT, LENIENT = 0.82, 1.5  # The strangeness of a `?`: in general, among digits.
+# What a reading costs: its doubt and STRANGE times its strangeness, at most UNKNOWN;
+# ONE for a 1 (any stroke is like one), and for any digit of a tiny image; in others,
+# JOINED for each pixel and each joint of joined ink.
+STRANGE, UNKNOWN, ONE, JOINED = 1.7, 4, 1, 0.6
+STRICT, LENIENT = 0.82, 1.5  # The strangeness of a `?`: usually, among many digits.
 # What may be a digit: as in MNIST; left, top, right, bottom, and height (a third of the
 # width, at least) as shares of the image's longest side; how many sides of the image it
 # touches; how dark; what the network answers; what it is read as, how surely.
@@ -653,7 +654,7 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
 
 
 def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
-    """Propose pieces of ink: a reach, a window, one mask in it, or two of its halves.
+    """Propose pieces of ink: a reach, a window, and one mask in it, or its two halves.
 
     First connected ink, also cut in two where it is broad; then, joined from afar.
     """
@@ -678,7 +679,7 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
                 left = np.arange(width + 2) < fifth + crossed[fifth:-fifth].argmin()
                 yield reach, window, [own & left, own & ~left]
         if count == 1:
-            break  # Nothing is left to join.
+            break  # Only saves time: nothing is left to join.
 
 
 def find_pieces(grey: Array, noise: float) -> tuple[tuple, list, Digits]:
@@ -752,7 +753,7 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
         digits.strangeness += 9 * (width > 1.6 * height)  # No digit is so broad.
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
     costs = np.minimum(costs, UNKNOWN) + ONE * (one | tiny)
-    digits.strangeness /= 3 if tiny else 1  # What is no digit is rare there.
+    digits.strangeness /= 3 if tiny else 1  # It rarely shows anything else.
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:
         region, new = found[window], range(n, n + len(owns))
@@ -767,21 +768,22 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
 
 
 def select_digits(digits: Digits) -> tuple[float, Digits]:
-    """Drop what is unlike most of the ink; return the score, and what is left."""
+    """Drop what is unlike most of the ink, name the rest; return the score, and it."""
     if not len(digits):
         return 0, digits
     known = digits.strangeness < LENIENT
     worth = np.where(digits.probabilities[:, 1] > 0.5, 0.1, 1)
-    # Among digits, a stranger one is a digit, too.
-    company = worth[known].sum() > max(2, 2 * (~known).sum())
+    # Among many digits, a stranger piece is probably one, too.
+    many = worth[known].sum() > max(2, 2 * (~known).sum())
     # Dust and print are much smaller or paler than most digits; tables and ruled lines
-    # reach from side to side.
+    # are much higher, and reach from side to side.
     weights = np.where(known, worth, 1e-6) * digits.height * (digits.darkness + 1e-6)
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
-    kept = (digits.touches < 2) | (digits.touches.min() > 1)
-    kept &= digits.height > 0.3 * usual(digits.height)
+    high = digits.height / usual(digits.height)
+    kept = digits.touches < np.where(high < 2, 4, 2)
+    kept = (kept | (digits.touches.min() > 1)) & (high > 0.3)
     kept &= digits.darkness >= 0.5 * usual(digits.darkness)
-    digits, worth, limit = digits[kept], worth[kept], LENIENT if company else STRICT
+    digits, worth, limit = digits[kept], worth[kept], LENIENT if many else STRICT
     known = digits.strangeness < limit
     digits.text = np.where(known, digits.probabilities.argmax(axis=1).astype(str), "?")
     doubt = np.minimum(digits.strangeness / limit, 1) ** 4  # So that of a `?` is 0.
@@ -823,10 +825,11 @@ def read_page(segmentations: list) -> tuple[list[Digits], str]:
     for n in range(1, len(segmentations), 2):  # Light ink, or mere holes.
         scores[n] -= abs(scores[n - 1]) / 2
     if not any(map(len, found)):
-        return [], "no ink stands out from the paper"
+        return [], "no ink that is large enough stands out from the paper"
     if max(scores) <= 0:  # A lone `?` is shown: the ink that is least like a digit.
         digits = found[::2][np.argmin(scores[::2])]
-        return [digits] * ([*digits.text] == ["?"]), "its ink looks like no digit"
+        shown = [digits] if [*digits.text] == ["?"] else []
+        return shown, "its ink looks like no digit"
     numbers = sort_into_numbers(found[np.argmax(scores)])
     return [number for number in numbers if {*number.text} != {"?"}], ""
 

@@ -214,6 +214,7 @@ PAGES = {
     "grain": (LINES, {"grain": 0.04}),
     "a turned photo": (LINES, {"tag": 6}),
     "an intruder": (["27F9 314"], {}),
+    "a tight crop": (["5852"], {"margin": (0, 0)}),
     "an intruder at an end": (["3F 58", "71 04"], {}),
 }
 

@@ -753,7 +753,7 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
         digits.strangeness += 9 * (width > 1.6 * height)  # No digit is so broad.
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
     costs = np.minimum(costs, UNKNOWN) + ONE * (one | tiny)
-    digits.strangeness /= 3 if tiny else 1  # It rarely shows anything else.
+    digits.strangeness /= 3 if tiny else 1  # Tiny ones rarely show other things.
     found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
     for reach, window, owns in proposals:
         region, new = found[window], range(n, n + len(owns))
@@ -768,7 +768,7 @@ def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
 
 
 def select_digits(digits: Digits) -> tuple[float, Digits]:
-    """Drop what is unlike most of the ink, name the rest; return the score, and it."""
+    """Drop what is unlike most of the ink, name the rest; return a score and these."""
     if not len(digits):
         return 0, digits
     known = digits.strangeness < LENIENT

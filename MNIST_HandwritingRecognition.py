@@ -661,8 +661,7 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
     seen = set()
     for reach in reaches:
         near = ndimage.maximum_filter(mask, 2 * reach + 1)
-        labels, count = ndimage.label(near, np.ones((3, 3)))
-        labels *= mask
+        labels = ndimage.label(near, np.ones((3, 3)))[0] * mask
         for label, inner in enumerate(ndimage.find_objects(labels), 1):
             window = tuple(slice(side.start - 1, side.stop + 1) for side in inner)
             own = labels[window] == label
@@ -678,8 +677,6 @@ def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
                 fifth = width // 5 + 1
                 left = np.arange(width + 2) < fifth + crossed[fifth:-fifth].argmin()
                 yield reach, window, [own & left, own & ~left]
-        if count == 1:
-            break  # Only saves time: nothing is left to join.
 
 
 def find_pieces(grey: Array, noise: float) -> tuple[tuple, list, Digits]:
@@ -873,7 +870,9 @@ def load_network(path: Path) -> tuple[Model, dict[str, Array]]:
         known = dict(np.load(zipfile.Path(path, "digits.npz").open("rb")))
         images = np.zeros((1, 28, 28), np.uint8)
         answers, _ = recognize(model, known, extract_features(model, images))
-        if len(known["means"]) == answers.size == 10 and abs(answers.sum() - 1) < 1e-3:
+        arrays = [*model.get_weights(), known["means"][range(10)], known["whitening"]]
+        finite = all(np.isfinite(array).all() for array in arrays)
+        if finite and answers.shape == (1, 10) and abs(answers.sum() - 1) < 1e-3:
             return model, known
     raise InputError(f"{path} is no network that this script's training wrote.")
 

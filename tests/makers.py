@@ -285,7 +285,9 @@ def write_bad_images(folder):
 def write_bad_networks(folder, path):
     """Write what is no network for digits, made of the good one at `path`."""
     (good, known), start = mnist.load_network(path), keras.Input((28, 28, 1))
-    few, wide = known | {"means": known["means"][:3]}, keras.Input((32, 32, 1))
+    wide = keras.Input((32, 32, 1))
+    few, odd = (known | {"means": known["means"].copy()} for _ in range(2))
+    few["means"], odd["means"][[3, 7]] = few["means"][:3], np.nan
     broken = mnist.build_model()
     broken.set_weights([array * np.nan for array in good.get_weights()])
     networks = {
@@ -294,6 +296,7 @@ def write_bad_networks(folder, path):
         "nan": broken,
         "code": keras.Sequential([start, layers.Lambda(lambda x: x)]),
         "three digits": good,
+        "no threes and sevens": good,
         "no digits": good,
     }
     for name, network in networks.items():
@@ -303,7 +306,8 @@ def write_bad_networks(folder, path):
                 zipfile.ZipFile(file, "a") as archive,
                 archive.open("digits.npz", "w") as member,
             ):
-                np.savez(member, **(few if name == "three digits" else known))
+                described = {"three digits": few, "no threes and sevens": odd}
+                np.savez(member, **described.get(name, known))
     (folder / "text.keras").write_text("not a network")
 
 

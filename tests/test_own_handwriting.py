@@ -299,7 +299,7 @@ def test_what_is_no_network_for_digits_is_refused_in_a_sentence(tmp_path, capsys
     """Nothing, another file, other shapes, no probabilities, NaN, code, no digits."""
     makers.write_bad_networks(tmp_path, MODEL)
     paths = [*tmp_path.iterdir(), tmp_path / "missing.keras"]
-    assert len(paths) == 8
+    assert len(paths) == 9
     for path in paths:
         assert mnist.main(["--predict", "x.png", "--model", str(path)]) == 2
         said = capsys.readouterr().err

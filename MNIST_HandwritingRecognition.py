@@ -585,20 +585,21 @@ MOST, TINY, LARGE = 60e6, 96, 1280
 # For each row: images with a side longer than the first are shrunk to the second, where
 # ink is darker than the third times the noise of the paper.
 SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
-WINDOW = 71  # Wider than strokes; within it, paper is even.
+WINDOW, SQUARE = 71, np.ones((3, 3))  # Within a window, paper is even.
 LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
-REACHES = (0, 1, 2, 4)  # Ink at most twice as many pixels apart may be one digit.
+# Ink at most twice as many pixels apart may be one digit; the last is for tiny images.
+REACHES = (0, 1, 2, 4, TINY)
 # What a reading costs: its doubt and STRANGE times its strangeness, at most UNKNOWN;
 # ONE for a 1 (any stroke is like one), and for any digit of a tiny image; in others,
-# JOINED for each pixel and each joint of joined ink.
+# JOINED for each half, each stretch, and each pixel and joint of joined ink.
 STRANGE, UNKNOWN, ONE, JOINED = 1.7, 4, 1, 0.6
-STRICT, LENIENT = 0.82, 1.5  # The strangeness of a `?`: usually, among many digits.
-# What may be a digit: as in MNIST; left, top, right, bottom, and height (a third of the
-# width, at least) as shares of the image's longest side; how many sides of the image it
-# touches; how dark; what the network answers; what it is read as, how surely.
-DIGIT = [("image", np.uint8, (28, 28)), ("box", float, 4), ("height", float)]
-DIGIT += [("touches", int), ("darkness", float), ("probabilities", float, 10)]
-DIGIT += [("strangeness", float), ("text", "U1"), ("confidence", float)]
+STRICT, LENIENT = 0.8, 1.5  # The strangeness of a `?`: usually, among many digits.
+# What may be a digit: as in MNIST; left, top, right, bottom as shares of the image's
+# longest side; how many sides of the image it touches; how dark; what the network
+# answers; what it is read as, how surely.
+DIGIT = [("image", np.uint8, (28, 28)), ("box", float, 4), ("touches", int)]
+DIGIT += [("darkness", float), ("probabilities", float, 10), ("strangeness", float)]
+DIGIT += [("text", "U1"), ("confidence", float)]
 
 
 def read_image(path: Path) -> tuple[Array, int]:
@@ -608,21 +609,19 @@ def read_image(path: Path) -> tuple[Array, int]:
             if opened.width * opened.height > MOST:
                 raise ValueError(f"it has more than {MOST:,.0f} pixels")
             longest = max(opened.size)
-            opened.draft("RGB", (LARGE, LARGE))  # JPEG: decode no more than is needed.
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
             values = np.nan_to_num(np.asarray(image, np.float32))
             values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
             image = Image.fromarray(values.astype(np.uint8))
-        image = image.convert("RGBA" if image.has_transparency_data else "L")
+        image = image.convert("RGBA")
         image.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
-        if image.mode == "RGBA":  # On white or on black: where more is to be seen.
-            papers = [Image.new("RGBA", image.size, p) for p in ("white", "black")]
-            seen = [Image.alpha_composite(p, image).convert("L") for p in papers]
-            image = max(seen, key=np.std)
+        # Through the image, white or black is seen: where more stands out.
+        papers = [Image.new("RGBA", image.size, paper) for paper in ("white", "black")]
+        seen = [Image.alpha_composite(paper, image).convert("L") for paper in papers]
     except Exception as error:  # A damaged file can raise almost anything.
         raise InputError(getattr(error, "strerror", None) or str(error)) from error
-    return np.asarray(image, np.float32) / 255, longest
+    return np.asarray(max(seen, key=np.std), np.float32) / 255, longest
 
 
 def find_quantile(values: Array, share: float) -> Array:
@@ -644,71 +643,72 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
     wide = np.pad(calm, size, "edge")  # A shadow at the border goes on, and stays.
     paper = ndimage.grey_closing(wide, (size, size))[size:-size, size:-size]
     ink = (paper - calm) / np.maximum(paper, np.quantile(paper, 0.98) / 2 + 1e-3)
-    low, base = find_quantile(ink, 0.05), find_quantile(ink, 0.3)
-    ink = np.maximum(ink - base, 0)
-    peak = ndimage.maximum_filter(find_quantile(ink, 0.985), WINDOW)
-    least = np.maximum(noise * (base - low), LEVEL * np.maximum(peak, peak.max() / 2))
-    mask = ink > np.maximum(least, 0.04)
+    low, base, peak = (find_quantile(ink, share) for share in (0.05, 0.3, 0.985))
+    peak = ndimage.maximum_filter(peak - base, WINDOW)
+    least = np.maximum(LEVEL * np.maximum(peak, peak.max() / 2), 0.04)
+    mask = ink - base > np.maximum(noise * (base - low), least)
     mask[[0, -1]] = mask[:, [0, -1]] = False
-    return ink, paper, mask
+    return np.maximum(ink - base, 0), paper, mask
 
 
-def propose(ink: Array, mask: Array, reaches: Sequence) -> Iterator[tuple]:
-    """Propose pieces of ink: a reach, a window, and one mask in it, or its two halves.
+def propose(ink: Array, mask: Array) -> Iterator[tuple]:
+    """Propose pieces of ink: reach, regions, a window, masks in it, how to stretch it.
 
-    First connected ink, also cut in two where it is broad; then, joined from afar.
+    First each region of connected ink, also cut in two where it is broad; then regions
+    that are joined from afar. Narrow ones are stretched, too: 9s with long stems.
     """
-    seen = set()
-    for reach in reaches:
+    regions, seen = ndimage.label(mask, SQUARE)[0], set()
+    tiny = max(mask.shape) - 2 < TINY
+    for reach in REACHES:
         near = ndimage.maximum_filter(mask, 2 * reach + 1)
-        labels = ndimage.label(near, np.ones((3, 3)))[0] * mask
-        for label, inner in enumerate(ndimage.find_objects(labels), 1):
+        joined = ndimage.label(near, SQUARE)[0] * mask
+        for label, inner in enumerate(ndimage.find_objects(joined), 1):
             window = tuple(slice(side.start - 1, side.stop + 1) for side in inner)
-            own = labels[window] == label
-            height, width = np.array(own.shape) - 2
-            key = str(window), own.sum()
-            if max(height, width) < 6 or key in seen:
+            own = joined[window] == label
+            parts, (height, width) = frozenset(regions[window][own]), own.shape
+            if max(height, width) < 8 or parts in seen:
                 continue
-            seen.add(key)
-            yield reach, window, [own]
-            if reach == 0 and width > 0.9 * height > 6:  # Where least ink is cut:
-                crossed = np.where(own, ink[window], 0).sum(axis=0)
-                crossed = ndimage.gaussian_filter1d(crossed, height / 20)
-                fifth = width // 5 + 1
-                left = np.arange(width + 2) < fifth + crossed[fifth:-fifth].argmin()
-                yield reach, window, [own & left, own & ~left]
+            seen.add(parts)
+            yield reach, parts, window, [own], 1
+            if not tiny and height > 14 and 0.22 < width / height < 0.49:
+                yield reach + 1, parts, window, [own], 1.5
+            if reach == 0 and width > height > 14:
+                cut_ink = np.where(own, ink[window], 0).sum(axis=0)
+                columns, fifth = np.arange(width), width // 5 + 1
+                for band in np.array_split(columns[fifth:-fifth], 4):
+                    left = columns < band[cut_ink[band].argmin()]
+                    yield 1, parts, window, [own & left, own & ~left], 1
 
 
-def find_pieces(grey: Array, noise: float) -> tuple[tuple, list, Digits]:
-    """Find pieces of dark ink: the mask's shape, proposals, and their digits."""
-    ink, paper, mask = find_ink(grey, noise)
-    longest, sides = max(grey.shape), (0, 0, *grey.shape[::-1])
-    reaches = (*REACHES, TINY) if longest < TINY else REACHES
-    proposals = [*propose(ink, mask, reaches)]
-    pieces = [(window, own) for _, window, owns in proposals for own in owns]
-    digits = np.recarray(len(pieces), DIGIT)
-    for digit, (window, own) in zip(digits, pieces):
-        values, (y, x) = ink[window], np.nonzero(own)
-        near = ndimage.maximum_filter(own, 3)  # With the edge of the strokes.
-        digit.image = fit_digit(np.where(near, values, 0) / values[own].max())
-        ends = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-        ends += [window[1].start - 1, window[0].start - 1] * 2
-        digit.box, digit.touches = ends / longest, (abs(ends - sides) < 2).sum()
-        digit.height = max(np.ptp(y) + 1, (np.ptp(x) + 1) / 3) / longest
-        digit.darkness = values[own].max() * paper[window].min()
-    return mask.shape, proposals, digits
+def find_pieces(grey: Array, noise: float) -> tuple[list, Digits]:
+    """Find pieces of dark ink: proposals (reach, regions, pieces), and their digits."""
+    (ink, paper, mask), longest = find_ink(grey, noise), max(grey.shape)
+    proposals, digits, sides = [], [], np.array([0, 0, *grey.shape[::-1]])
+    for reach, regions, window, owns, stretch in propose(ink, mask):
+        proposals += [(reach, regions, [len(digits) + i for i in range(len(owns))])]
+        for own in owns:
+            values, (y, x) = ink[window], np.nonzero(own)
+            near = ndimage.maximum_filter(own, 3)  # With the edge of the strokes.
+            image = fit_digit(np.where(near, values, 0) / values[own].max(), stretch)
+            ends = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+            ends += [window[1].start - 1, window[0].start - 1] * 2
+            darkness = values[own].max() * paper[window].min()
+            touches = (abs(ends - sides) < 2).sum()
+            digits += [(image, ends / longest, touches, darkness, 0, 0, "", 0)]
+    return proposals, np.array(digits, DIGIT).view(np.recarray)
 
 
-def fit_digit(ink: Array) -> Array:
+def fit_digit(ink: Array, stretch: float = 1) -> Array:
     """Fit ink, 0 to 1, as MNIST (https://yann.lecun.com/exdb/mnist): uint8 (28, 28)."""
     ink = ink[ndimage.find_objects(ink > min(0.02, ink.max() / 2), 1)[0]]
     scale = 20 / max(ink.shape)  # Into a box of 20x20.
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    sides = np.multiply(ink.shape, (scale, scale * stretch))
+    height, width = np.maximum(sides.round(), 1).astype(int).tolist()
     digit = np.asarray(Image.fromarray(ink).resize((width, height), how))
     # As in MNIST, ink is full in the middle of a stroke.
     digit = np.clip(digit / max(np.quantile(digit, 0.95), 0.1), 0, 1)
-    digit, image = np.where(digit < 0.02, 0, digit), np.zeros((28, 28), np.uint8)
+    image = np.zeros((28, 28), np.uint8)
     # MNIST's centre of mass is at pixel 14, counted from 0; the half rounds.
     corner = 14.5 - np.array(ndimage.center_of_mass(digit))
     top, left = np.clip(corner, 0, (28 - height, 28 - width)).astype(int)
@@ -741,51 +741,47 @@ def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
     return known | {"whitening": known["whitening"] / max(limit, 1e-9) ** 0.5}
 
 
-def choose_digits(shape: tuple, proposals: list, digits: Digits) -> tuple:
+def choose_digits(tiny: bool, proposals: list, digits: Digits) -> tuple:
     """Explain all ink by the pieces that cost least; return the score and these."""
-    one, tiny = digits.probabilities[:, 1] > 0.5, max(shape) - 2 < TINY
-    if not tiny:
-        width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
-        digits.strangeness *= np.where(one, 1.8, 1)
-        digits.strangeness += 9 * (width > 1.6 * height)  # No digit is so broad.
+    digits.strangeness /= 3 if tiny else 1  # Tiny images rarely show other things.
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
-    costs = np.minimum(costs, UNKNOWN) + ONE * (one | tiny)
-    digits.strangeness /= 3 if tiny else 1  # Tiny ones rarely show other things.
-    found, n = np.full(shape, -1), 0  # For each pixel, the best piece until now.
-    for reach, window, owns in proposals:
-        region, new = found[window], range(n, n + len(owns))
-        replaced = np.setdiff1d(region[np.logical_or.reduce(owns)], -1)
-        if len(replaced) and not tiny:
-            costs[new] += JOINED * reach * max(1, len(replaced) - 1)
-        if not len(replaced) or costs[new].sum() < costs[replaced].sum():
-            for own, piece in zip(owns, new):
-                region[own] = piece
-        n += len(owns)
-    return select_digits(digits[np.unique(found[found >= 0])])
+    costs = np.minimum(costs, UNKNOWN) + ONE * digits.probabilities[:, 1]
+    best = {}  # The pieces that explain a region.
+    for reach, regions, pieces in proposals:
+        before = [*{n for region in regions for n in best.get(region, [])}]
+        price = ONE if tiny else JOINED * reach
+        costs[pieces] += price * max(1, len(before) - 1)
+        if not before or costs[pieces].sum() < costs[before].sum():
+            best |= dict.fromkeys(regions, pieces)
+    chosen = sorted({n for pieces in best.values() for n in pieces})
+    return select_digits(digits[chosen])
 
 
 def select_digits(digits: Digits) -> tuple[float, Digits]:
     """Drop what is unlike most of the ink, name the rest; return a score and these."""
     if not len(digits):
-        return 0, digits
+        return 0.0, digits
     known = digits.strangeness < LENIENT
-    worth = np.where(digits.probabilities[:, 1] > 0.5, 0.1, 1)
+    width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
+    worth = 1 - 0.9 * np.maximum(digits.probabilities[:, 1], width < height / 2)
     # Among many digits, a stranger piece is probably one, too.
     many = worth[known].sum() > max(2, 2 * (~known).sum())
     # Dust and print are much smaller or paler than most digits; tables and ruled lines
-    # are much higher, and reach from side to side.
-    weights = np.where(known, worth, 1e-6) * digits.height * (digits.darkness + 1e-6)
+    # are higher, and reach from side to side.
+    height = np.maximum(height, width / 3)
+    weights = worth * height * digits.darkness + 1e-9
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
-    high = digits.height / usual(digits.height)
-    kept = digits.touches < np.where(high < 2, 4, 2)
-    kept = (kept | (digits.touches.min() > 1)) & (high > 0.3)
+    high = height / usual(height)
+    kept = (high > 0.3) & ((high < 1.5) | (digits.touches < 2))
     kept &= digits.darkness >= 0.5 * usual(digits.darkness)
-    digits, worth, limit = digits[kept], worth[kept], LENIENT if many else STRICT
+    digits, worth, height = digits[kept], worth[kept], height[kept]
+    limit = LENIENT if many else STRICT
     known = digits.strangeness < limit
     digits.text = np.where(known, digits.probabilities.argmax(axis=1).astype(str), "?")
-    doubt = np.minimum(digits.strangeness / limit, 1) ** 4  # So that of a `?` is 0.
-    digits.confidence = digits.probabilities.max(axis=1) * (1 - doubt)
-    return (np.where(known, worth, -1) * digits.height * digits.darkness).sum(), digits
+    belief = np.maximum(1 - (digits.strangeness / limit) ** 4, 0)  # Of a `?`, none.
+    digits.confidence = digits.probabilities.max(axis=1) * belief
+    score = np.where(known, worth, -1) * height * digits.darkness
+    return score.sum(), digits
 
 
 def sort_into_numbers(digits: Digits) -> list[Digits]:
@@ -805,22 +801,22 @@ def sort_into_numbers(digits: Digits) -> list[Digits]:
 def segment(grey: Array) -> list[tuple]:
     """Segment an image in each size: its dark ink; then, as on a blackboard, light."""
     page = 1 - grey if grey.mean() < (grey.min() + grey.max()) / 2 else grey
-    found = []
+    found, tiny = [], max(page.shape) < TINY
     for longer, side, noise in SIZES:
-        if max(grey.shape) > longer:
+        if max(page.shape) > longer:
             image = Image.fromarray(page)
             image.thumbnail((side, side), Image.Resampling.BOX)
-            found += [find_pieces(np.asarray(image), noise)]
-            if max(grey.shape) >= TINY:
-                found += [find_pieces(1 - np.asarray(image), noise)]
+            dark = np.asarray(image)
+            views = [dark] if tiny else [dark, 1 - dark]
+            found += [(tiny, *find_pieces(view, noise)) for view in views]
     return found
 
 
 def read_page(segmentations: list) -> tuple[list[Digits], str]:
     """Read the numbers in the likeliest segmentation; return a problem, if any."""
-    scores, found = map(list, zip(*(choose_digits(*one) for one in segmentations)))
-    for n in range(1, len(segmentations), 2):  # Light ink, or mere holes.
-        scores[n] -= abs(scores[n - 1]) / 2
+    scores, found = zip(*(choose_digits(*one) for one in segmentations))
+    scores = np.array(scores)
+    scores[1::2] -= abs(scores[:-1:2]) / 2  # Light ink, or mere holes.
     if not any(map(len, found)):
         return [], "no ink that is large enough stands out from the paper"
     if max(scores) <= 0:  # A lone `?` is shown: the ink that is least like a digit.

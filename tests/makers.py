@@ -236,7 +236,7 @@ def place(text, left, top):
     probabilities = np.full(10, 0.25 / 9)
     probabilities[3 if text == "?" else int(text)] = 0.75
     image, box = np.full((28, 28), 99, np.uint8), [left, top, left + 20, top + 40]
-    row = (image, box, 40, 0, 1, probabilities, 0, text, 0 if text == "?" else 0.75)
+    row = (image, box, 0, 1, probabilities, 0, text, 0 if text == "?" else 0.75)
     return np.array([row], mnist.DIGIT).view(np.recarray)
 
 

@@ -763,11 +763,12 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
         return 0.0, digits
     known = digits.strangeness < LENIENT
     width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
+    # Of strokes there are many, also where there are no digits: they count for little.
     worth = 1 - 0.9 * np.maximum(digits.probabilities[:, 1], width < height / 2)
     # Among many digits, a stranger piece is probably one, too.
     many = worth[known].sum() > max(2, 2 * (~known).sum())
     # Dust and print are much smaller or paler than most digits; tables and ruled lines
-    # are higher, and reach from side to side.
+    # are higher, and touch two sides of the image.
     height = np.maximum(height, width / 3)
     weights = worth * height * digits.darkness + 1e-9
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
@@ -780,8 +781,7 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
     digits.text = np.where(known, digits.probabilities.argmax(axis=1).astype(str), "?")
     belief = np.maximum(1 - (digits.strangeness / limit) ** 4, 0)  # Of a `?`, none.
     digits.confidence = digits.probabilities.max(axis=1) * belief
-    score = np.where(known, worth, -1) * height * digits.darkness
-    return score.sum(), digits
+    return (np.where(known, worth, -1) * height * digits.darkness).sum(), digits
 
 
 def sort_into_numbers(digits: Digits) -> list[Digits]:
@@ -820,9 +820,8 @@ def read_page(segmentations: list) -> tuple[list[Digits], str]:
     if not any(map(len, found)):
         return [], "no ink that is large enough stands out from the paper"
     if max(scores) <= 0:  # A lone `?` is shown: the ink that is least like a digit.
-        digits = found[::2][np.argmin(scores[::2])]
-        shown = [digits] if [*digits.text] == ["?"] else []
-        return shown, "its ink looks like no digit"
+        least = found[::2][np.argmin(scores[::2])]
+        return [least] * ([*least.text] == ["?"]), "its ink looks like no digit"
     numbers = sort_into_numbers(found[np.argmax(scores)])
     return [number for number in numbers if {*number.text} != {"?"}], ""
 

@@ -198,9 +198,19 @@ def test_touching_digits_are_parted_or_unknown(pair, subset, predict):
     seeds = map(np.random.default_rng, range(6))
     draws = [pages.draw_page(subset.test, ["~".join(pair)], s, size=60) for s in seeds]
     rows, _, _ = predict(*(image for image, _ in draws))
-    assert numbers(rows).count(pair) >= 1
+    assert numbers(rows).count(pair) >= 3
     for row in (row for row in rows if row["number"] not in ("-", pair)):
         assert "?" in row["number"] or float(row["confidence"]) < 0.9
+
+
+@pytest.mark.parametrize(("radius", "stem"), [(12, 100), (14, 120)])
+def test_a_nine_with_a_long_stem_is_no_one(radius, stem, predict):
+    end = 40 + stem + radius
+    strokes = [(60, 40), (56, 180)], [(150 + radius, 40 + radius), (146 + radius, end)]
+    image = makers.draw((300, 240), 220, 40, 7, *strokes)
+    box = (150 - radius, 40, 150 + radius, 40 + 2 * radius)
+    ImageDraw.Draw(image).ellipse(box, outline=40, width=7)
+    assert numbers(predict(image)[0]) == ["19"]
 
 
 def test_the_pieces_of_a_digit_stay_together(predict):

@@ -585,18 +585,19 @@ MOST, TINY, LARGE = 60e6, 96, 1280
 # For each row: images with a side longer than the first are shrunk to the second, where
 # ink is darker than the third times the noise of the paper.
 SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
-WINDOW, SQUARE = 71, np.ones((3, 3))  # Within a window, paper is even.
+WINDOW = 71  # Wider than strokes; within it, paper is even.
 LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
+SQUARE = np.ones((3, 3))  # Pixels that touch at a corner are connected.
 # Ink at most twice as many pixels apart may be one digit; the last is for tiny images.
 REACHES = (0, 1, 2, 4, TINY)
 # What a reading costs: its doubt and STRANGE times its strangeness, at most UNKNOWN;
-# ONE for a 1 (any stroke is like one), and for any digit of a tiny image; in others,
-# JOINED for each half, each stretch, and each pixel and joint of joined ink.
+# ONE for a 1, since any stroke is like one; JOINED for each step: to a half, to a
+# stretched piece, to each pixel of reach and each joint. In tiny images, ONE for that.
 STRANGE, UNKNOWN, ONE, JOINED = 1.7, 4, 1, 0.6
 STRICT, LENIENT = 0.8, 1.5  # The strangeness of a `?`: usually, among many digits.
 # What may be a digit: as in MNIST; left, top, right, bottom as shares of the image's
 # longest side; how many sides of the image it touches; how dark; what the network
-# answers; what it is read as, how surely.
+# answers, and how unlike that digit it is; what it is read as, how surely.
 DIGIT = [("image", np.uint8, (28, 28)), ("box", float, 4), ("touches", int)]
 DIGIT += [("darkness", float), ("probabilities", float, 10), ("strangeness", float)]
 DIGIT += [("text", "U1"), ("confidence", float)]
@@ -609,9 +610,10 @@ def read_image(path: Path) -> tuple[Array, int]:
             if opened.width * opened.height > MOST:
                 raise ValueError(f"it has more than {MOST:,.0f} pixels")
             longest = max(opened.size)
+            opened.draft("RGB", (LARGE, LARGE))  # JPEG: decode no more than is needed.
             image = ImageOps.exif_transpose(opened)
         if image.mode[0] in "IF":  # 16 bits or more, in a range of its own
-            values = np.nan_to_num(np.asarray(image, np.float32))
+            values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
             values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
             image = Image.fromarray(values.astype(np.uint8))
         image = image.convert("RGBA")
@@ -652,14 +654,15 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
 
 
 def propose(ink: Array, mask: Array) -> Iterator[tuple]:
-    """Propose pieces of ink: reach, regions, a window, masks in it, how to stretch it.
+    """Propose pieces of ink: steps, regions, a window, masks in it, how to stretch it.
 
-    First each region of connected ink, also cut in two where it is broad; then regions
-    that are joined from afar. Narrow ones are stretched, too: 9s with long stems.
+    First each region of connected ink; a broad one is also cut in two, at four places.
+    Then regions are joined from afar. Narrow ones are stretched, too: 9s with long
+    stems. Windows have a margin of one pixel.
     """
     regions, seen = ndimage.label(mask, SQUARE)[0], set()
     tiny = max(mask.shape) - 2 < TINY
-    for reach in REACHES:
+    for reach in REACHES if tiny else REACHES[:-1]:
         near = ndimage.maximum_filter(mask, 2 * reach + 1)
         joined = ndimage.label(near, SQUARE)[0] * mask
         for label, inner in enumerate(ndimage.find_objects(joined), 1):
@@ -681,11 +684,11 @@ def propose(ink: Array, mask: Array) -> Iterator[tuple]:
 
 
 def find_pieces(grey: Array, noise: float) -> tuple[list, Digits]:
-    """Find pieces of dark ink: proposals (reach, regions, pieces), and their digits."""
+    """Find pieces of dark ink: proposals (steps, regions, indices), and the digits."""
     (ink, paper, mask), longest = find_ink(grey, noise), max(grey.shape)
     proposals, digits, sides = [], [], np.array([0, 0, *grey.shape[::-1]])
-    for reach, regions, window, owns, stretch in propose(ink, mask):
-        proposals += [(reach, regions, [len(digits) + i for i in range(len(owns))])]
+    for steps, regions, window, owns, stretch in propose(ink, mask):
+        proposals += [(steps, regions, [len(digits) + i for i in range(len(owns))])]
         for own in owns:
             values, (y, x) = ink[window], np.nonzero(own)
             near = ndimage.maximum_filter(own, 3)  # With the edge of the strokes.
@@ -747,9 +750,9 @@ def choose_digits(tiny: bool, proposals: list, digits: Digits) -> tuple:
     costs = STRANGE * digits.strangeness - np.log(digits.probabilities.max(axis=1))
     costs = np.minimum(costs, UNKNOWN) + ONE * digits.probabilities[:, 1]
     best = {}  # The pieces that explain a region.
-    for reach, regions, pieces in proposals:
+    for steps, regions, pieces in proposals:
         before = [*{n for region in regions for n in best.get(region, [])}]
-        price = ONE if tiny else JOINED * reach
+        price = ONE if tiny else JOINED * steps
         costs[pieces] += price * max(1, len(before) - 1)
         if not before or costs[pieces].sum() < costs[before].sum():
             best |= dict.fromkeys(regions, pieces)
@@ -763,17 +766,18 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
         return 0.0, digits
     known = digits.strangeness < LENIENT
     width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
-    # Of strokes there are many, also where there are no digits: they count for little.
+    # Strokes, read as 1 or narrow, are everywhere: they speak little for digits.
     worth = 1 - 0.9 * np.maximum(digits.probabilities[:, 1], width < height / 2)
     # Among many digits, a stranger piece is probably one, too.
     many = worth[known].sum() > max(2, 2 * (~known).sum())
     # Dust and print are much smaller or paler than most digits; tables and ruled lines
-    # are higher, and touch two sides of the image.
+    # are much higher, and touch two sides of the image.
     height = np.maximum(height, width / 3)
-    weights = worth * height * digits.darkness + 1e-9
+    weights = np.where(known, worth, 1e-6) * height * digits.darkness + 1e-12
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
     high = height / usual(height)
-    kept = (high > 0.3) & ((high < 1.5) | (digits.touches < 2))
+    kept = digits.touches < np.where(high < 2, 4, 2)
+    kept = (kept | (digits.touches.min() > 1)) & (high > 0.3)
     kept &= digits.darkness >= 0.5 * usual(digits.darkness)
     digits, worth, height = digits[kept], worth[kept], height[kept]
     limit = LENIENT if many else STRICT
@@ -820,8 +824,9 @@ def read_page(segmentations: list) -> tuple[list[Digits], str]:
     if not any(map(len, found)):
         return [], "no ink that is large enough stands out from the paper"
     if max(scores) <= 0:  # A lone `?` is shown: the ink that is least like a digit.
-        least = found[::2][np.argmin(scores[::2])]
-        return [least] * ([*least.text] == ["?"]), "its ink looks like no digit"
+        digits = found[::2][np.argmin(scores[::2])]
+        shown = [digits] if [*digits.text] == ["?"] else []
+        return shown, "its ink looks like no digit"
     numbers = sort_into_numbers(found[np.argmax(scores)])
     return [number for number in numbers if {*number.text} != {"?"}], ""
 

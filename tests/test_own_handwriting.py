@@ -239,6 +239,19 @@ def test_letters_scribbles_and_ruled_lines_are_unknown(subset, predict):
     assert {float(row["confidence"]) for row in rows if "?" in row["number"]} == {0}
 
 
+def test_dark_rules_hide_no_digits_and_large_ones_are_kept(page, predict):
+    """Few digits between long rules; a tight crop, its first digit 1.8 times as high."""
+    three, ruled = page.crop((50, 40, 110, 152)), Image.new("L", (1800, 1600), 225)
+    for y in range(20, 1600, 180):
+        ImageDraw.Draw(ruled).line((0, y, 1800, y), 40, 6)
+    tight = Image.new("L", (290, 202), 225)
+    tight.paste(three.resize((108, 202)), (0, 0))
+    for i in range(2):
+        ruled.paste(three, (600 + 80 * i, 234))
+        tight.paste(three, (140 + 90 * i, 90))
+    assert numbers(predict(ruled, tight)[0]) == ["33", "333"]
+
+
 def test_specks_and_lines_from_edge_to_edge_are_no_part_of_a_digit(page, predict):
     dirty, table = np.array(page), np.array(page)
     dirty[20:23, 130:133] = dirty[170:172, 30:32] = dirty[:16, 66:76] = 50

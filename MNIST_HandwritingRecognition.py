@@ -635,10 +635,7 @@ def find_quantile(values: Array, share: float) -> Array:
 
 
 def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
-    """Find dark ink: the share of light that it takes, the paper's light, and a mask.
-
-    All three are a pixel wider than `grey` on each side.
-    """
+    """Find the share of light that dark ink takes, the paper's light, a mask; padded."""
     longest = max(grey.shape)
     calm = ndimage.gaussian_filter(np.pad(grey, 1, "edge"), min(0.8, longest / 120))
     size = min(WINDOW, int(longest / 2.5) | 1)
@@ -766,7 +763,7 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
         return 0.0, digits
     known = digits.strangeness < LENIENT
     width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
-    # Strokes, read as 1 or narrow, are everywhere: they speak little for digits.
+    # Mere strokes, narrow or like a 1, are everywhere: they speak little for digits.
     worth = 1 - 0.9 * np.maximum(digits.probabilities[:, 1], width < height / 2)
     # Among many digits, a stranger piece is probably one, too.
     many = worth[known].sum() > max(2, 2 * (~known).sum())
@@ -776,7 +773,7 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
     weights = np.where(known, worth, 1e-6) * height * digits.darkness + 1e-12
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
     high = height / usual(height)
-    kept = digits.touches < np.where(high < 2, 4, 2)
+    kept = digits.touches < np.where(high < 1.5 + worth / 2, 4, 2)
     kept = (kept | (digits.touches.min() > 1)) & (high > 0.3)
     kept &= digits.darkness >= 0.5 * usual(digits.darkness)
     digits, worth, height = digits[kept], worth[kept], height[kept]

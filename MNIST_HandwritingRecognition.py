@@ -635,7 +635,7 @@ def find_quantile(values: Array, share: float) -> Array:
 
 
 def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
-    """Find the share of light that dark ink takes, the paper's light, a mask; padded."""
+    """Find the share of light that ink takes, the paper's light, a mask: all padded."""
     longest = max(grey.shape)
     calm = ndimage.gaussian_filter(np.pad(grey, 1, "edge"), min(0.8, longest / 120))
     size = min(WINDOW, int(longest / 2.5) | 1)

@@ -240,7 +240,7 @@ def test_letters_scribbles_and_ruled_lines_are_unknown(subset, predict):
 
 
 def test_dark_rules_hide_no_digits_and_large_ones_are_kept(page, predict):
-    """Few digits between long rules; a tight crop, its first digit 1.8 times as high."""
+    """Few between long rules; in a tight crop, the first is 1.8 times as high."""
     three, ruled = page.crop((50, 40, 110, 152)), Image.new("L", (1800, 1600), 225)
     for y in range(20, 1600, 180):
         ImageDraw.Draw(ruled).line((0, y, 1800, y), 40, 6)

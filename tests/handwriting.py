@@ -8,8 +8,8 @@ python tests/handwriting.py letters   1,000 letters that look like no digit, eac
 python tests/handwriting.py FOLDER    your own images, named by their digit (7_3.png),
                                       or with a truth.tsv: image, numbers
 
-The digits are MNIST's test images or, for development, the last 5,000 training images
-(--part validation). Every image goes through the script's whole --predict, with the
+The digits are MNIST's test images or, for development, the 5,000 training images that
+a default run holds out (--part validation). Every image goes through the script's whole --predict, with the
 network in outputs/. The rate leaves out the time for the first forty, which holds the
 start and the picture. Letters are of Comic Neue and BREIP (Debian's fonts-comic-neue
 and fonts-breip), if they are found, else of Matplotlib's own fonts, without
@@ -293,7 +293,8 @@ def main() -> None:
         measure(Path(what), shown=1000)
         return
     train, test, _ = mnist.find_mnist()
-    digits = test if options.part == "test" else train[-5000:]
+    held_out = np.random.default_rng(0).permutation(len(train))[:5000]
+    digits = test if options.part == "test" else train[held_out]
     count = min(options.count or COUNTS[what], len(digits.labels))
     if what == "mnist":
         model, _ = mnist.load_network(mnist.OUTPUTS / "model.keras")

@@ -248,9 +248,11 @@ SHIFTS = (-1, 0, 1)  # In pixels, down and right: nine views of an image.
 
 
 def extract_features(model: Model, images: Array, shifts: Sequence = SHIFTS) -> Array:
-    """Extract features (n, 128) of uint8 images (n, 28, 28): the mean of all views."""
+    """Extract all feature maps' means (n, 240) over the views of images (n, 28, 28)."""
     # A shift can change what strides and pooling see (Zhang 2019, arXiv:1904.11486).
-    body, features = Model(model.inputs[0], model.layers[-2].output), []
+    pool = layers.GlobalAveragePooling2D()
+    maps = [pool(x.output) for x in model.layers if isinstance(x, layers.ReLU)]
+    body, features = Model(model.inputs[0], layers.concatenate(maps)), []
     corners = [(1 + y, 1 + x) for y in shifts for x in shifts]
     for start in range(0, len(images), 100):
         wide = np.pad(images[start : start + 100], ((0, 0), (1, 1), (1, 1)))
@@ -261,7 +263,8 @@ def extract_features(model: Model, images: Array, shifts: Sequence = SHIFTS) -> 
 
 def predict(model: Model, images: Array, shifts: Sequence = SHIFTS) -> Array:
     """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from their views."""
-    return model.layers[-1](extract_features(model, images, shifts)).numpy()
+    features = extract_features(model, images, shifts)
+    return model.layers[-1](features[:, -BLOCKS[-1][0] :]).numpy()
 
 
 def calibrate(model: Model, examples: Examples) -> float:
@@ -581,12 +584,11 @@ FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 # In pixels: the most that a file may have in all; the longest side below which an image
 # probably holds one digit, and the one above which it is shrunk.
 MOST, TINY, LARGE = 60e6, 96, 1280
-# This and what follows was tuned on photos, and on synthetic pages of held out digits.
-# For each row: images with a side longer than the first are shrunk to the second, where
-# ink is darker than the third times the noise of the paper.
+# This and what follows was tuned on photos, and on synthetic pages. A row: images with
+# a side longer than the first are shrunk to the second; ink exceeds noise x the third.
 SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
-LEVEL = 0.45  # The least ink, as a share of the darkest nearby.
+LEVELS = 0.41, 0.55  # The least ink, as shares of the darkest nearby: all, and some.
 SQUARE = np.ones((3, 3))  # Pixels that touch at a corner are connected.
 # Ink at most twice as many pixels apart may be one digit; the last is for tiny images.
 REACHES = (0, 1, 2, 4, TINY)
@@ -594,7 +596,7 @@ REACHES = (0, 1, 2, 4, TINY)
 # ONE for a 1, since any stroke is like one; JOINED for each step: to a half, to a
 # stretched piece, to each pixel of reach and each joint. In tiny images, ONE for that.
 STRANGE, UNKNOWN, ONE, JOINED = 1.7, 4, 1, 0.6
-STRICT, LENIENT = 0.8, 1.5  # The strangeness of a `?`: usually, among many digits.
+STRICT, LENIENT = 0.8, 1.8  # The strangeness of a `?`: usually, among many digits.
 # What may be a digit: as in MNIST; left, top, right, bottom as shares of the image's
 # longest side; how many sides of the image it touches; how dark; what the network
 # answers, and how unlike that digit it is; what it is read as, how surely.
@@ -644,8 +646,10 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
     ink = (paper - calm) / np.maximum(paper, np.quantile(paper, 0.98) / 2 + 1e-3)
     low, base, peak = (find_quantile(ink, share) for share in (0.05, 0.3, 0.985))
     peak = ndimage.maximum_filter(peak - base, WINDOW)
-    least = np.maximum(LEVEL * np.maximum(peak, peak.max() / 2), 0.04)
-    mask = ink - base > np.maximum(noise * (base - low), least)
+    peak = np.maximum(peak, peak.max() / 2)
+    least = np.maximum(noise * (base - low), 0.04)
+    faint, sure = (ink - base > np.maximum(x * peak, least) for x in LEVELS)
+    mask = ndimage.binary_propagation(sure, SQUARE, faint)
     mask[[0, -1]] = mask[:, [0, -1]] = False
     return np.maximum(ink - base, 0), paper, mask
 
@@ -653,9 +657,8 @@ def find_ink(grey: Array, noise: float) -> tuple[Array, Array, Array]:
 def propose(ink: Array, mask: Array) -> Iterator[tuple]:
     """Propose pieces of ink: steps, regions, a window, masks in it, how to stretch it.
 
-    First each region of connected ink; a broad one is also cut in two, at four places.
-    Then regions are joined from afar. Narrow ones are stretched, too: 9s with long
-    stems. Windows have a margin of one pixel.
+    Regions are connected ink, also joined from afar; broad ones also cut in two, narrow
+    ones also stretched: 9s with long stems. Windows have a margin of one pixel.
     """
     regions, seen = ndimage.label(mask, SQUARE)[0], set()
     tiny = max(mask.shape) - 2 < TINY
@@ -717,20 +720,20 @@ def fit_digit(ink: Array, stretch: float = 1) -> Array:
 
 
 def recognize(model: Model, known: dict, features: Array) -> tuple[Array, Array]:
-    """Predict probabilities (n, 10) from features (n, 128), and their strangeness (n,).
+    """Predict probabilities (n, 10) from features (n, 240), and their strangeness (n,).
 
     That is the squared Mahalanobis distance from the mean features of the predicted
     digit, over the largest logit. One in 200 of the digits described exceeds 1.
     """
     last, (kernel, bias) = model.layers[-1], model.layers[-1].get_weights()
-    logits = features @ kernel + bias
+    logits = (decisive := features[:, -len(kernel) :]) @ kernel + bias
     offsets = (features - known["means"][logits.argmax(axis=1)]) @ known["whitening"]
     strangeness = (offsets**2).sum(axis=1) / np.maximum(logits.max(axis=1), 1e-3)
-    return last(features).numpy(), strangeness
+    return last(decisive).numpy(), strangeness
 
 
 def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
-    """Describe held out digits: mean features (10, 128), a whitening matrix."""
+    """Describe held out digits: mean features (10, 240), a whitening matrix."""
     features = extract_features(model, examples.images)
     means = np.linalg.lstsq(np.eye(10)[examples.labels], features)[0]
     offsets = features - means[examples.labels]
@@ -820,9 +823,9 @@ def read_page(segmentations: list) -> tuple[list[Digits], str]:
     scores[1::2] -= abs(scores[:-1:2]) / 2  # Light ink, or mere holes.
     if not any(map(len, found)):
         return [], "no ink that is large enough stands out from the paper"
-    if max(scores) <= 0:  # A lone `?` is shown: the ink that is least like a digit.
-        digits = found[::2][np.argmin(scores[::2])]
-        shown = [digits] if [*digits.text] == ["?"] else []
+    if max(scores) <= -0.06 * min(scores):  # A mere stroke or two, among unknown ink.
+        digits = found[::2][np.argmin(scores[::2])]  # The ink least like a digit, and
+        shown = [digits] if [*digits.text] == ["?"] else []  # shown if it is alone.
         return shown, "its ink looks like no digit"
     numbers = sort_into_numbers(found[np.argmax(scores)])
     return [number for number in numbers if {*number.text} != {"?"}], ""

@@ -8,12 +8,12 @@ python tests/handwriting.py letters   1,000 letters that look like no digit, eac
 python tests/handwriting.py FOLDER    your own images, named by their digit (7_3.png),
                                       or with a truth.tsv: image, numbers
 
-The digits are MNIST's test images or, for development, the 5,000 training images that
-a default run holds out (--part validation). Every image goes through the script's whole --predict, with the
-network in outputs/. The rate leaves out the time for the first forty, which holds the
-start and the picture. Letters are of Comic Neue and BREIP (Debian's fonts-comic-neue
-and fonts-breip), if they are found, else of Matplotlib's own fonts, without
-BDGIJOQSZbgijloqsyz, which look like digits.
+The digits are MNIST's test images or, for development, the 5,000 training images that a
+default run holds out (--part validation). Every image goes through the script's whole
+--predict, with the network in outputs/. The rate leaves out the time for the first
+forty, which holds the start and the picture. Letters are of Comic Neue and BREIP
+(Debian's fonts-comic-neue and fonts-breip), if they are found, else of Matplotlib's own
+fonts, without BDGIJOQSZbgijloqsyz, which look like digits.
 
 Digits: one minus the edit distance between all that was read on an image and the truth,
 spaces left out, over the number of true digits. A `?` is right where a letter stands,

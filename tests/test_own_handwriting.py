@@ -222,11 +222,33 @@ def test_the_pieces_of_a_digit_stay_together(predict):
     assert numbers(predict(image)[0]) == ["514"]
 
 
+def test_pale_parts_of_a_stroke_belong_to_it(predict):
+    """Half of a zero is half as dark as the other."""
+    image, box = Image.new("L", (200, 200), 220), (60, 40, 130, 150)
+    ImageDraw.Draw(image).ellipse(box, outline=133, width=9)
+    ImageDraw.Draw(image).arc(box, 90, 270, fill=40, width=9)
+    assert numbers(predict(image)[0]) == ["0"]
+
+
+@pytest.mark.parametrize(("darkness", "text"), [(0.05, "?"), (1, "1")])
+def test_a_pale_stroke_among_unknown_ink_is_no_digit(darkness, text):
+    stroke, letter = makers.place("1", 10, 10), makers.place("3", 10, 10)
+    stroke.darkness, letter.strangeness = darkness, 9
+    proposals = [(0, frozenset({1}), [0])]
+    views = stroke, stroke[:0], letter, stroke[:0]
+    found = [(False, proposals[: len(digits)], digits) for digits in views]
+    ((digit,),), _ = mnist.read_page(found)
+    assert digit.text == text
+
+
 def test_letters_scribbles_and_ruled_lines_are_unknown(subset, predict):
-    """Alone and in a number; left out beside numbers. They have no confidence."""
+    """Alone and in a number; left out beside numbers. They have no confidence.
+
+    Halves of a scribble can look like 8s: one in ten may be read.
+    """
     chance = np.random.default_rng(0)
     letters = [pages.draw_page(subset.test, [c], chance)[0] for c in "FLNkrt"]
-    scribbles = makers.draw_scribbles(5, chance)
+    scribbles = makers.draw_scribbles(40, chance)
     cover = pages.draw_rules((300, 400), [], 20, 30, pages.Difficulties(rules="lines"))
     ruled = Image.fromarray(np.uint8(225 - 70 * cover))
     among, _ = pages.draw_page(subset.test, ["27 81"], chance, margin=(2, 2), space=3)
@@ -234,8 +256,9 @@ def test_letters_scribbles_and_ruled_lines_are_unknown(subset, predict):
     chance = np.random.default_rng(9)
     within, _ = pages.draw_page(subset.test, ["27F9 314"], chance)
     rows, code, _ = predict(*letters, *scribbles, ruled, among, within)
-    assert {*numbers(rows[:12])} <= {"?", "-"} and int(rows[0]["height"]) > 40
-    assert (numbers(rows[12:]), code) == (["27", "81", "27?9", "314"], 1)
+    assert {*numbers(rows[:6])} <= {"?", "-"} and int(rows[0]["height"]) > 40
+    assert sum(text not in "?-" for text in numbers(rows[6:46])) <= 4
+    assert (numbers(rows[46:]), code) == (["-", "27", "81", "27?9", "314"], 1)
     assert {float(row["confidence"]) for row in rows if "?" in row["number"]} == {0}
 
 
@@ -274,7 +297,15 @@ def test_what_is_no_digit_is_strange(trained, subset):
     strokes = makers.draw_zigzags(60, np.random.default_rng(0))
     mirrored = images[np.isin(labels, [4, 7])][:, :, ::-1]
     model, known = mnist.load_network(MODEL)
+    pairs = np.concatenate([images[:-1, :, 4:24], images[1:, :, 4:24]], axis=2)
+    drawn = [pages.draw_letter(c, font) for c in pages.LETTERS for font in pages.FONTS]
+    # By the last block's features alone, 78 % of letters and 81 % of pairs are strange.
+    letters, pairs = (
+        np.stack([mnist.fit_digit(np.float32(ink)) for ink in some])
+        for some in (drawn, pairs)
+    )
     cases = [(images, 0, 0.02), (strokes, 0.7, 1), (mirrored, 0.7, 1)]
+    cases += [(letters, 0.85, 1), (pairs, 0.85, 1)]
     for shapes, least, most in cases:
         features = mnist.extract_features(model, shapes)
         share = (mnist.recognize(model, known, features)[1] > 1).mean()

@@ -265,8 +265,8 @@ def extract_features(model: Model, images: Array, shifts: Sequence = SHIFTS) -> 
 
 def predict(model: Model, images: Array, shifts: Sequence = SHIFTS) -> Array:
     """Predict probabilities (n, 10) of uint8 images (n, 28, 28), from their views."""
-    features = extract_features(model, images, shifts)
-    return model.layers[-1](features[:, -BLOCKS[-1][0] :]).numpy()
+    last, features = model.layers[-1], extract_features(model, images, shifts)
+    return last(features[:, -last.input.shape[1] :]).numpy()
 
 
 def calibrate(model: Model, examples: Examples) -> float:

@@ -590,7 +590,7 @@ MOST, TINY, LARGE = 60e6, 96, 1280
 # a side longer than the first are shrunk to the second; ink exceeds noise x the third.
 SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
-LEVELS = 0.41, 0.55  # The least ink, as shares of the darkest nearby: all, and some.
+LEVELS = 0.41, 0.55  # Of the darkest ink nearby: the least of any, of some connected.
 SQUARE = np.ones((3, 3))  # Pixels that touch at a corner are connected.
 # Ink at most twice as many pixels apart may be one digit; the last is for tiny images.
 REACHES = (0, 1, 2, 4, TINY)

@@ -39,8 +39,8 @@ from typing import Any
 
 if __name__ == "__main__":
     print("Starting TensorFlow...", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C may: saved files are whole.
-    sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")  # Ours stays.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, no traceback.
+    sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")  # For us.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ prints a screenful.
     warnings.simplefilter("ignore")  # Pillow's of odd files, Matplotlib's of odd names.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -295,7 +295,7 @@ def evaluate(probabilities: Array, labels: Array) -> dict[str, Any]:
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.abs(np.bincount(bins, weights=confidence - right))
     means = [float(confidence[x].mean()) if x.any() else None for x in (right, ~right)]
-    # For each digit: hits by what was predicted, by what is true, by the mean of both.
+    # Precision: hits / predicted. Recall: hits / support. F1: hits / mean of the two.
     counts = tf.math.confusion_matrix(labels, predictions, 10).numpy()
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     totals = (predicted, support, (predicted + support) / 2)
@@ -594,9 +594,9 @@ LEVELS = 0.41, 0.55  # Of the darkest ink nearby: the least of any, of some conn
 SQUARE = np.ones((3, 3))  # Pixels that touch at a corner are connected.
 # Ink at most twice as many pixels apart may be one digit; the last is for tiny images.
 REACHES = (0, 1, 2, 4, TINY)
-# What a reading costs: its doubt and STRANGE times its strangeness, at most UNKNOWN;
-# ONE for a 1, since any stroke is like one; JOINED for each step: to a half, to a
-# stretched piece, to each pixel of reach and each joint. In tiny images, ONE for that.
+# A piece costs its doubt, -log p, and STRANGE x its strangeness, at most UNKNOWN; ONE x
+# its probability of a 1, as any stroke is like one; JOINED x its steps (cut, stretch,
+# reach in pixels) x the pieces it joins, less one. In tiny images, ONE x these pieces.
 STRANGE, UNKNOWN, ONE, JOINED = 1.7, 4, 1, 0.6
 STRICT, LENIENT = 0.8, 1.8  # The strangeness of a `?`: usually, among many digits.
 # What may be a digit: as in MNIST; left, top, right, bottom as shares of the image's
@@ -740,8 +740,8 @@ def describe_digits(model: Model, examples: Examples) -> dict[str, Array]:
     means = np.linalg.lstsq(np.eye(10)[examples.labels], features)[0]
     offsets = features - means[examples.labels]
     spread = offsets.T @ offsets / len(offsets)
-    precision = np.linalg.inv(spread + 1e-5 * np.eye(len(spread)))  # Never singular.
-    known = {"means": means, "whitening": np.linalg.cholesky(precision)}
+    spread += 1e-5 * max(1, spread.max()) * np.eye(len(spread))  # Never singular.
+    known = {"means": means, "whitening": np.linalg.cholesky(np.linalg.inv(spread))}
     limit = np.quantile(recognize(model, known, features)[1], 0.995)
     return known | {"whitening": known["whitening"] / max(limit, 1e-9) ** 0.5}
 
@@ -753,10 +753,10 @@ def choose_digits(tiny: bool, proposals: list, digits: Digits) -> tuple:
     costs = np.minimum(costs, UNKNOWN) + ONE * digits.probabilities[:, 1]
     best = {}  # The pieces that explain a region.
     for steps, regions, pieces in proposals:
-        before = [*{n for region in regions for n in best.get(region, [])}]
+        replaced = [*{n for region in regions for n in best.get(region, [])}]
         price = ONE if tiny else JOINED * steps
-        costs[pieces] += price * max(1, len(before) - 1)
-        if not before or costs[pieces].sum() < costs[before].sum():
+        costs[pieces] += price * max(1, len(replaced) - 1)
+        if not replaced or costs[pieces].sum() < costs[replaced].sum():
             best |= dict.fromkeys(regions, pieces)
     chosen = sorted({n for pieces in best.values() for n in pieces})
     return select_digits(digits[chosen])
@@ -766,28 +766,26 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
     """Drop what is unlike most of the ink, name the rest; return a score and these."""
     if not len(digits):
         return 0.0, digits
-    known = digits.strangeness < LENIENT
+    familiar = digits.strangeness < LENIENT
     width, height = (digits.box[:, 2:] - digits.box[:, :2]).T
     # Mere strokes, narrow or like a 1, are everywhere: they speak little for digits.
     worth = 1 - 0.9 * np.maximum(digits.probabilities[:, 1], width < height / 2)
     # Among many digits, a stranger piece is probably one, too.
-    many = worth[known].sum() > max(2, 2 * (~known).sum())
+    many = worth[familiar].sum() > max(2, 2 * (~familiar).sum())
     # Dust and print are much smaller or paler than most digits; tables and ruled lines
     # are much higher, and touch two sides of the image.
-    height = np.maximum(height, width / 3)
-    weights = np.where(known, worth, 1e-6) * height * digits.darkness + 1e-12
+    weights = np.where(familiar, worth, 1e-6) * height * digits.darkness + 1e-12
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
     high = height / usual(height)
-    kept = digits.touches < np.where(high < 1.5 + worth / 2, 4, 2)
-    kept = (kept | (digits.touches.min() > 1)) & (high > 0.3)
-    kept &= digits.darkness >= 0.5 * usual(digits.darkness)
+    kept = (high > 0.3) & (digits.darkness >= 0.5 * usual(digits.darkness))
+    kept &= (digits.touches < 2) | (high < 1.5 + worth / 2)
     digits, worth, height = digits[kept], worth[kept], height[kept]
     limit = LENIENT if many else STRICT
-    known = digits.strangeness < limit
-    digits.text = np.where(known, digits.probabilities.argmax(axis=1).astype(str), "?")
+    named = digits.strangeness < limit
+    digits.text = np.where(named, digits.probabilities.argmax(axis=1).astype(str), "?")
     belief = np.maximum(1 - (digits.strangeness / limit) ** 4, 0)  # Of a `?`, none.
     digits.confidence = digits.probabilities.max(axis=1) * belief
-    return (np.where(known, worth, -1) * height * digits.darkness).sum(), digits
+    return (np.where(named, worth, -1) * height * digits.darkness).sum(), digits
 
 
 def sort_into_numbers(digits: Digits) -> list[Digits]:
@@ -876,7 +874,7 @@ def load_network(path: Path) -> tuple[Model, dict[str, Array]]:
         finite = all(np.isfinite(array).all() for array in arrays)
         if finite and answers.shape == (1, 10) and abs(answers.sum() - 1) < 1e-3:
             return model, known
-    raise InputError(f"{path} is no network that this script's training wrote.")
+    raise InputError(f"{path} can't be read as a network of this script's training.")
 
 
 # ---- Drawing page -------------------------------------------------------------------

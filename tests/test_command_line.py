@@ -9,7 +9,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from conftest import FILES, SUBSET
+from conftest import FILES, SHORT, SUBSET
 from makers import KEYS, digest_weights, fields
 
 import MNIST_HandwritingRecognition as mnist
@@ -126,3 +126,11 @@ def test_few_images_of_one_class_alone_work(subset, tmp_path, capsys):
     assert mnist.main([*map(str, options)]) == 1
     assert "0.00% of 2 test images" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == FILES
+
+
+def test_a_run_that_diverges_still_ends_with_every_file(tmp_path):
+    """At the highest learning rate; its features are huge, and can be described."""
+    options = [*SHORT, "--learning-rate", "10", "--outputs", str(tmp_path)]
+    assert mnist.main(options) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    mnist.load_network(tmp_path / "model.keras")

@@ -592,11 +592,10 @@ SIZES = [(0, TINY, 4.2), (TINY, 400, 7), (400, LARGE, 7)]
 WINDOW = 71  # Wider than strokes; within it, paper is even.
 LEVELS = 0.41, 0.55  # Of the darkest ink nearby: the least of any, of some connected.
 SQUARE = np.ones((3, 3))  # Pixels that touch at a corner are connected.
-# Ink at most twice as many pixels apart may be one digit; the last is for tiny images.
-REACHES = (0, 1, 2, 4, TINY)
+REACHES = (0, 1, 2, 4, 8)  # Ink at most twice as many pixels apart may be one digit.
 # A piece costs its doubt, -log p, and STRANGE x its strangeness, at most UNKNOWN; ONE x
-# its probability of a 1, as any stroke is like one; JOINED x its steps (cut, stretch,
-# reach in pixels) x the pieces it joins, less one. In tiny images, ONE x these pieces.
+# its probability of a 1, as any stroke is like one; JOINED x its steps (the cut, the
+# stretching, each pixel of reach) x the pieces that it joins, less one.
 STRANGE, UNKNOWN, ONE, JOINED = 1.7, 4, 1, 0.6
 STRICT, LENIENT = 0.8, 1.8  # The strangeness of a `?`: usually, among many digits.
 # What may be a digit: as in MNIST; left, top, right, bottom as shares of the image's
@@ -663,8 +662,7 @@ def propose(ink: Array, mask: Array) -> Iterator[tuple]:
     ones also stretched: 9s with long stems. Windows have a margin of one pixel.
     """
     regions, seen = ndimage.label(mask, SQUARE)[0], set()
-    tiny = max(mask.shape) - 2 < TINY
-    for reach in REACHES if tiny else REACHES[:-1]:
+    for reach in REACHES:
         near = ndimage.maximum_filter(mask, 2 * reach + 1)
         joined = ndimage.label(near, SQUARE)[0] * mask
         for label, inner in enumerate(ndimage.find_objects(joined), 1):
@@ -675,7 +673,7 @@ def propose(ink: Array, mask: Array) -> Iterator[tuple]:
                 continue
             seen.add(parts)
             yield reach, parts, window, [own], 1
-            if not tiny and height > 14 and 0.22 < width / height < 0.49:
+            if height > 14 and 0.22 < width / height < 0.49:
                 yield reach + 1, parts, window, [own], 1.5
             if reach == 0 and width > height > 14:
                 cut_ink = np.where(own, ink[window], 0).sum(axis=0)
@@ -754,8 +752,7 @@ def choose_digits(tiny: bool, proposals: list, digits: Digits) -> tuple:
     best = {}  # The pieces that explain a region.
     for steps, regions, pieces in proposals:
         replaced = [*{n for region in regions for n in best.get(region, [])}]
-        price = ONE if tiny else JOINED * steps
-        costs[pieces] += price * max(1, len(replaced) - 1)
+        costs[pieces] += JOINED * steps * max(1, len(replaced) - 1)
         if not replaced or costs[pieces].sum() < costs[replaced].sum():
             best |= dict.fromkeys(regions, pieces)
     chosen = sorted({n for pieces in best.values() for n in pieces})
@@ -776,9 +773,9 @@ def select_digits(digits: Digits) -> tuple[float, Digits]:
     # are much higher, and touch two sides of the image.
     weights = np.where(familiar, worth, 1e-6) * height * digits.darkness + 1e-12
     usual = partial(np.quantile, q=0.5, weights=weights, method="inverted_cdf")
-    high = height / usual(height)
-    kept = (high > 0.3) & (digits.darkness >= 0.5 * usual(digits.darkness))
-    kept &= (digits.touches < 2) | (high < 1.5 + worth / 2)
+    relative_height = height / usual(height)
+    kept = (relative_height > 0.3) & (digits.darkness >= 0.5 * usual(digits.darkness))
+    kept &= (digits.touches < 2) | (relative_height < 1.5 + worth / 2)
     digits, worth, height = digits[kept], worth[kept], height[kept]
     limit = LENIENT if many else STRICT
     named = digits.strangeness < limit

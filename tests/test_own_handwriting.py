@@ -275,6 +275,14 @@ def test_dark_rules_hide_no_digits_and_large_ones_are_kept(page, predict):
     assert numbers(predict(ruled, tight)[0]) == ["33", "333"]
 
 
+def test_two_digits_on_a_small_image_are_two(page, predict):
+    """Below 96 pixels, where most images hold one digit."""
+    small = Image.new("L", (64, 40), 225)
+    for x in (10, 35):
+        small.paste(page.crop((50, 40, 110, 152)).resize((19, 30)), (x, 5))
+    assert numbers(predict(small, small.crop((0, 0, 32, 40)))[0]) == ["33", "3"]
+
+
 def test_specks_and_lines_from_edge_to_edge_are_no_part_of_a_digit(page, predict):
     dirty, table = np.array(page), np.array(page)
     dirty[20:23, 130:133] = dirty[170:172, 30:32] = dirty[:16, 66:76] = 50
